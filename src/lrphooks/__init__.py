@@ -1,0 +1,18 @@
+"""Layer-wise Relevance Propagation for any PyTorch model, at about the price of a gradient."""
+
+from lrphooks import composites, matching, rules
+from lrphooks.composite import Composite
+from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
+from lrphooks.explain import lrp
+
+__all__ = [
+    "Composite",
+    "LRPError",
+    "UnmatchedError",
+    "UnmatchedWarning",
+    "composites",
+    "lrp",
+    "matching",
+    "rules",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,94 @@
+"""Composites: ordered lists of (matcher, rule) that say how relevance goes through a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from lrphooks import matching
+from lrphooks.assignment import Assignment, assign
+from lrphooks.engine.session import Session
+from lrphooks.rules.base import Rule
+
+Unmatched = Literal["error", "warn", "gradient"]
+Entry = tuple[matching.Matcher, Rule]
+
+
+@dataclass(frozen=True, repr=False)
+class Composite:
+    """Maps layers and operations to rules; the first entry that matches wins.
+
+    Parameters
+    ----------
+    entries
+        Pairs of a matcher (see :mod:`lrphooks.matching`) and a rule. Operations that no entry names follow the
+        conventions (:data:`lrphooks.engine.handlers.CONVENTIONS`); linear layers must be matched.
+    unmatched
+        What to do with a linear layer or an operation that has no rule: raise an error (the default), warn, or
+        silently keep its plain gradient.
+    attribution
+        "relevance" multiplies the modified gradient by the input, which makes it relevance; "gradient" leaves the
+        modified gradient itself in ``x.grad``, as guided backpropagation wants it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an entry is not a pair of a matcher and a rule, or an option is unknown.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    unmatched: Unmatched = "error"
+    attribution: Literal["relevance", "gradient"] = "relevance"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.entries, Iterable) or isinstance(self.entries, str):
+            raise TypeError(f"Composite: entries must be a list of (matcher, rule) pairs, got {self.entries!r}.")
+        entries: list[Entry] = []
+        for index, entry in enumerate(self.entries):
+            if not isinstance(entry, tuple | list) or len(entry) != 2:
+                raise TypeError(f"Composite: entry {index} must be a (matcher, rule) pair, got {entry!r}.")
+            matcher, rule = entry
+            matcher = tuple(matcher) if isinstance(matcher, list) else matcher
+            try:
+                matching.check(matcher)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"Composite: entry {index}: {error}") from None
+            if not isinstance(rule, Rule):
+                hint = f" Did you mean {rule.__name__}()?" if isinstance(rule, type) else ""
+                raise TypeError(
+                    f"Composite: entry {index}: expected a rule such as lrphooks.rules.Epsilon(), got {rule!r}.{hint}"
+                )
+            entries.append((matcher, rule))
+        object.__setattr__(self, "entries", tuple(entries))
+        for name, allowed in (("unmatched", ("error", "warn", "gradient")), ("attribution", ("relevance", "gradient"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"Composite: {name} must be one of {allowed}, got {getattr(self, name)!r}.")
+
+    def __repr__(self) -> str:
+        entries = ", ".join(f"({matching.describe(matcher)}, {rule!r})" for matcher, rule in self.entries)
+        options = ""
+        if self.unmatched != "error":
+            options += f", unmatched={self.unmatched!r}"
+        if self.attribution != "relevance":
+            options += f", attribution={self.attribution!r}"
+        return f"Composite([{entries}]{options})"
+
+    def assign(self, model: nn.Module) -> Assignment:
+        """Return which rule each module of the model gets, as plain data that prints as a table; runs nothing."""
+        return assign(self, model)
+
+    def context(self, model: nn.Module) -> AbstractContextManager[Composite]:
+        """Return a context in which ``model(x)`` followed by ``backward()`` leaves relevance in ``x.grad``.
+
+        Raises
+        ------
+        UnmatchedError
+            If a linear layer has no rule, unless ``unmatched`` says otherwise.
+        LRPError, TypeError, ValueError
+            If an entry matches nothing by name, a rule cannot serve its layer, or the model cannot be hooked.
+        """
+        return Session(self, model)

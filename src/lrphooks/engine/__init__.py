@@ -1,0 +1,1 @@
+"""Interception: hooks, the function mode, and the autograd nodes that carry the modified gradient."""

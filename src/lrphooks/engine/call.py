@@ -1,0 +1,114 @@
+"""One torch function call inside the explained model, and the small surgery that rules perform on its arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrphooks.operations import Operation
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """Yield the tensors among arguments, within lists, tuples and dicts too."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+        elif isinstance(value, dict):
+            yield from tensors_in(value.values())
+
+
+def replace_tensors(value: Any, change: dict[int, Tensor]) -> Any:
+    """Return the value with each tensor whose identity is in ``change`` exchanged."""
+    if isinstance(value, Tensor):
+        return change.get(id(value), value)
+    if isinstance(value, list):
+        return [replace_tensors(v, change) for v in value]
+    if isinstance(value, tuple):
+        replaced = [replace_tensors(v, change) for v in value]
+        return type(value)(*replaced) if hasattr(value, "_fields") else type(value)(replaced)
+    if isinstance(value, dict):
+        return {k: replace_tensors(v, change) for k, v in value.items()}
+    return value
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of a torch function: what it is, its arguments, and which of them carry relevance."""
+
+    operation: Operation
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dependent: list[Tensor] = field(default_factory=list)
+
+    def invoke(self) -> Any:
+        """Run the function."""
+        return self.function(*self.args, **self.kwargs)
+
+    def replaced(self, change: dict[int, Tensor]) -> Call:
+        """Return the call with tensors exchanged by identity; the target of an in-place form stays."""
+        if not change:
+            return self
+        keep = self.args[:1] if self.operation.in_place else ()
+        args = keep + replace_tensors(tuple(self.args[len(keep) :]), change)
+        dependent = [change.get(id(t), t) for t in self.dependent]
+        return Call(self.operation, self.function, args, replace_tensors(self.kwargs, change), dependent)
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument by position or name."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    @property
+    def writes_in_place(self) -> bool:
+        """Whether the call overwrites its first argument."""
+        return self.operation.in_place or bool(self.kwargs.get("inplace")) or self._inplace_position() is not None
+
+    def _inplace_position(self) -> int | None:
+        if not any(value is True for value in self.args):
+            return None
+        position = _inplace_index(self.function)
+        if position is not None and len(self.args) > position and self.args[position] is True:
+            return position
+        return None
+
+    def out_of_place(self) -> Call:
+        """Return the call in the form that writes to a new tensor."""
+        if self.operation.in_place:
+            function = _plain_function(self.operation.name)
+            return Call(
+                Operation(self.operation.name, self.operation.kind), function, self.args, self.kwargs, self.dependent
+            )
+        kwargs = {k: v for k, v in self.kwargs.items() if k != "inplace"}
+        args = list(self.args)
+        position = self._inplace_position()
+        if position is not None:
+            args[position] = False
+        return Call(self.operation, self.function, tuple(args), kwargs, self.dependent)
+
+
+@cache
+def _inplace_index(function: Callable[..., Any]) -> int | None:
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    return parameters.index("inplace") if "inplace" in parameters else None
+
+
+def _plain_function(name: str) -> Callable[..., Any]:
+    for namespace in (torch.Tensor, torch, F, torch.special, torch._C._nn):
+        function = getattr(namespace, name, None)
+        if callable(function):
+            return function  # type: ignore[no-any-return]
+    raise AssertionError(f"no out-of-place form of {name}")

@@ -1,0 +1,58 @@
+"""Tensors within whatever a model takes and returns: tuples, dicts, dataclasses, model outputs."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors within a value."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from tensors(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors(getattr(value, field.name))
+
+
+def map_tensors(
+    value: Any, function: Callable[[Tensor], Tensor], what: str, keep: Callable[[Tensor], bool] = lambda _: False
+) -> Any:
+    """Return the value with ``function`` applied to its tensors, in new containers of the same types.
+
+    Containers without a tensor to change are returned as they are, so that everything else keeps its identity.
+    """
+    if isinstance(value, Tensor):
+        return value if keep(value) else function(value)
+    if not any(not keep(t) for t in tensors(value)):
+        return value
+    if isinstance(value, Mapping):
+        items = {k: map_tensors(v, function, what, keep) for k, v in value.items()}
+        if type(value) is dict:
+            return items
+        mapping: Any = copy.copy(value)
+        for key, item in items.items():
+            mapping[key] = item
+        return mapping
+    if isinstance(value, list):
+        return [map_tensors(v, function, what, keep) for v in value]
+    if isinstance(value, tuple):
+        parts = [map_tensors(v, function, what, keep) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = copy.copy(value)
+        for field in dataclasses.fields(value):
+            item = map_tensors(getattr(value, field.name), function, what, keep)
+            object.__setattr__(changed, field.name, item)
+        return changed
+    raise TypeError(f"The model's {what} is a {type(value).__name__}, in which lrphooks cannot exchange tensors.")

@@ -1,0 +1,54 @@
+"""What each kind of operation does to relevance: one short function a kind, and the rule it follows by convention."""
+
+from __future__ import annotations
+
+from lrphooks.engine.handlers import common, composed, elementwise, normalizing, products, structure
+from lrphooks.engine.handlers.common import Handler
+from lrphooks.operations import Kind
+from lrphooks.rules.base import Rule
+from lrphooks.rules.operation import Constant, Gradient, Identity, Normalize, Uniform
+
+#: The rule of each kind of operation where the composite says nothing.
+CONVENTIONS: dict[Kind, Rule] = {
+    "relu": Gradient(),
+    "shape": Gradient(),
+    "split": Gradient(),
+    "select": Gradient(),
+    "combination": Gradient(),
+    "product": Uniform(),
+    "added product": Uniform(),
+    "division": Identity(),
+    "power": Identity(),
+    "activation": Identity(),
+    "gate": Identity(),
+    "constant": Constant(),
+    "moments": Constant(),
+    "shift": Identity(),
+    "softmax": Gradient(),
+    "attention": Uniform(),
+    "normalization": Normalize(),
+    "batch norm": Normalize(),
+    "composed": Gradient(),
+}
+
+HANDLERS: dict[Kind, Handler] = {
+    "relu": elementwise.relu,
+    "shape": structure.shape,
+    "split": structure.split,
+    "select": structure.select,
+    "combination": structure.combination,
+    "product": products.product,
+    "added product": products.added_product,
+    "division": products.division,
+    "power": elementwise.power,
+    "activation": elementwise.activation,
+    "gate": elementwise.gate,
+    "constant": elementwise.activation,
+    "moments": normalizing.moments,
+    "shift": elementwise.shift,
+    "softmax": common.plain,
+    "attention": normalizing.attention,
+    "normalization": normalizing.normalization,
+    "batch norm": normalizing.normalization,
+    "composed": composed.composed,
+}

@@ -1,0 +1,58 @@
+"""What the handlers share: running an operation as it is, declaring constants, serving in-place forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lrphooks.engine import notes
+from lrphooks.engine.call import Call, replace_tensors, tensors_in
+from lrphooks.rules.base import Rule
+from lrphooks.rules.operation import Constant
+
+if TYPE_CHECKING:
+    from lrphooks.engine.run import Run
+
+#: Gets the call with constants already shielded and the rule that holds for it, runs the operation, and returns its
+#: unchanged value with the autograd graph that the rule asks for.
+Handler = Callable[["Run", Call, Rule], Any]
+
+
+def plain(run: Run, call: Call, rule: Rule) -> Any:
+    """Run the operation with its own gradient; the value may count as constant by the rule."""
+    out = call.invoke()
+    if isinstance(rule, Constant):
+        stop(run, out)
+    return out
+
+
+def stop(run: Run, out: Any) -> None:
+    """Declare the results of an operation to be constants."""
+    for tensor in tensors_in((out,)):
+        if tensor.requires_grad:
+            notes.write(tensor, run, constant="stopped")
+
+
+def in_place(run: Run, call: Call, handler: Handler, rule: Rule) -> Tensor:
+    """Serve an in-place form by the out-of-place one and a copy, so that every use of the target sees the rule."""
+    target: Tensor = call.args[0] if call.args else call.kwargs["input"]
+    outside = call.out_of_place()
+    # The operation may keep its input, which the copy is about to overwrite.
+    saved = target.clone()
+    outside = outside.replaced({id(target): saved})
+    target.copy_(handler(run, outside, rule))
+    return target
+
+
+def function_of(call: Call) -> Callable[[Tensor], Tensor]:
+    """Return the call as a function of its one dependent tensor."""
+    source = call.dependent[0]
+
+    def function(x: Tensor) -> Tensor:
+        change = {id(source): x}
+        out: Tensor = call.function(*replace_tensors(call.args, change), **replace_tensors(call.kwargs, change))
+        return out
+
+    return function

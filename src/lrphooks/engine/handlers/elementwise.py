@@ -1,0 +1,134 @@
+"""Activations, powers and gates: operations on each element by itself."""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrphooks.engine import notes
+from lrphooks.engine.call import Call
+from lrphooks.engine.handlers.common import function_of, in_place, plain
+from lrphooks.engine.nodes import ElementwiseNode
+from lrphooks.rules.base import Rule
+from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU
+
+if TYPE_CHECKING:
+    from lrphooks.engine.run import Run
+
+
+def relu(run: Run, call: Call, rule: Rule) -> Any:
+    """ReLU: the plain gradient hands on all relevance; guided backpropagation and DeconvNet change it."""
+    if isinstance(rule, GuidedReLU | DeconvReLU):
+        if call.writes_in_place:
+            return in_place(run, call, relu, rule)
+        ratio = _guided if isinstance(rule, GuidedReLU) else _deconvolved
+        out = ElementwiseNode.apply(run, function_of(call), ratio, call.dependent[0])
+    else:
+        source = call.dependent[0]
+        note = notes.read(source, run)
+        link = None if note is None else note.link
+        out = plain(run, call, rule)
+        # Where the output is 0 a layer above may still hand down relevance; it passes with the link.
+        notes.write(out, run, link=link)
+    notes.write(out, run, nonnegative=True)
+    return out
+
+
+def activation(run: Run, call: Call, rule: Rule) -> Any:
+    """Elementwise functions: f(a) / a in place of the derivative."""
+    if isinstance(rule, Gradient | Constant):
+        return plain(run, call, rule)
+    if call.writes_in_place:
+        return in_place(run, call, activation, rule)
+    function = function_of(call)
+    ratio = _RATIOS.get(call.operation.name) if len(call.args) + len(call.kwargs) == 1 else None
+    if ratio is None:
+        ratio = partial(_quotient, function)
+    return ElementwiseNode.apply(run, function, ratio, call.dependent[0])
+
+
+def power(run: Run, call: Call, rule: Rule) -> Any:
+    """Powers with a positive exponent keep zero; others, and exponentials, are constants."""
+    name = call.operation.name
+    exponent = {"square": 2.0, "sqrt": 0.5}.get(name, call.argument(1, "exponent"))
+    base = call.argument(0, "input", call.kwargs.get("self"))
+    if call.operation.reversed:
+        exponent, base = base, exponent
+    if isinstance(exponent, Tensor) and not exponent.requires_grad:
+        exponent = float(exponent.min())
+    keeps_zero = isinstance(exponent, int | float) and exponent > 0
+    if keeps_zero or isinstance(rule, Gradient):
+        return activation(run, call, rule)
+    return plain(run, call, Constant())
+
+
+def shift(run: Run, call: Call, rule: Rule) -> Any:
+    """log_softmax(x) = x - logsumexp(x), a constant shift."""
+    if isinstance(rule, Gradient | Constant):
+        return plain(run, call, rule)
+    return ElementwiseNode.apply(run, function_of(call), _unchanged, call.dependent[0])
+
+
+def gate(run: Run, call: Call, rule: Rule) -> Any:
+    """GLU: the first half is the signal, the sigmoid of the second half a constant gate."""
+    if isinstance(rule, Gradient | Constant):
+        return plain(run, call, rule)
+    dim = call.argument(1, "dim", -1)
+
+    def ratio(x: Tensor, gradient: Tensor) -> Tensor:
+        signal = gradient * x.chunk(2, dim)[1].sigmoid()
+        return torch.cat((signal, torch.zeros_like(signal)), dim)
+
+    return ElementwiseNode.apply(run, function_of(call), ratio, call.dependent[0])
+
+
+def _quotient(function: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> Tensor:
+    zero = x == 0
+    safe = torch.where(zero, torch.ones_like(x), x)
+    return gradient * torch.where(zero, _slope_at_zero(function, x), function(safe) / safe)
+
+
+def _slope_at_zero(function: Callable[[Tensor], Tensor], like: Tensor) -> float:
+    with torch.enable_grad():
+        zero = torch.zeros((1,) * like.dim(), dtype=like.dtype, device=like.device, requires_grad=True)
+        try:
+            slope = float(torch.autograd.grad(function(zero).sum(), zero)[0].sum())
+        except RuntimeError:
+            return 0.0
+    return slope if math.isfinite(slope) else 0.0
+
+
+def _silu(x: Tensor, gradient: Tensor) -> Tensor:
+    return gradient * x.sigmoid()
+
+
+def _gelu(x: Tensor, gradient: Tensor) -> Tensor:
+    return gradient * (torch.erf(x * math.sqrt(0.5)) * 0.5 + 0.5)
+
+
+def _hardswish(x: Tensor, gradient: Tensor) -> Tensor:
+    return gradient * F.hardsigmoid(x)
+
+
+def _unchanged(x: Tensor, gradient: Tensor) -> Tensor:
+    return gradient
+
+
+def _guided(x: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.clamp(min=0) * (x > 0)
+
+
+def _deconvolved(x: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.clamp(min=0)
+
+
+#: f(a) / a in closed form, which also needs no limit at 0; for calls without further arguments.
+_RATIOS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"silu": _silu, "gelu": _gelu, "hardswish": _hardswish}

@@ -1,0 +1,119 @@
+"""Normalisations, statistics and fused attention."""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lrphooks.engine.call import Call, replace_tensors
+from lrphooks.engine.handlers.common import plain, stop
+from lrphooks.engine.nodes import NormalizationNode, ScaleNode
+from lrphooks.rules.base import Rule
+from lrphooks.rules.operation import Constant, Gradient
+
+if TYPE_CHECKING:
+    from lrphooks.engine.run import Run
+
+
+def moments(run: Run, call: Call, rule: Rule) -> Any:
+    """var_mean: the variance is a constant, the mean is linear."""
+    out = call.invoke()
+    if not isinstance(rule, Gradient):
+        stop(run, out[0])
+    return out
+
+
+def attention(run: Run, call: Call, rule: Rule) -> Any:
+    """softmax(q k^T) v by the fused kernel: q and k share what the weights receive, the values the rest."""
+    if isinstance(rule, Gradient):
+        return call.invoke()
+    operands = [call.argument(i, n) for i, n in enumerate(("query", "key", "value"))]
+    carries = [run.carries(t) for t in operands]
+    weights = not isinstance(rule, Constant)
+    outer = 1.0 / max(1, (any(carries[:2]) and weights) + carries[2])
+    inner = outer / max(1, sum(carries[:2])) if weights else 0.0
+    # The same tensor may stand for several operands, so each position is exchanged, not each identity.
+    shared = [
+        ScaleNode.apply(run, share, t) if c else t
+        for t, c, share in zip(operands, carries, (inner, inner, outer), strict=True)
+    ]
+    rest = {k: v for k, v in call.kwargs.items() if k not in ("query", "key", "value")}
+    mask = call.argument(3, "attn_mask")
+    if isinstance(mask, Tensor) and run.carries(mask):
+        run.unmatched(call, "its mask depends on the explained input")
+    return call.function(*shared, *call.args[3:], **rest)
+
+
+def normalization(run: Run, call: Call, rule: Rule) -> Any:
+    """Layer, RMS, group, instance and training-time batch normalisation."""
+    if isinstance(rule, Gradient | Constant):
+        return plain(run, call, rule)
+    name = call.operation.name
+    positions = {
+        "layer_norm": (2, 3, 4),
+        "rms_norm": (2, None, 3),
+        "group_norm": (2, 3, 4),
+        "instance_norm": (3, 4, 7),
+        "batch_norm": (3, 4, 7),
+    }[name]
+    x, weight = call.dependent[0], call.argument(positions[0], "weight")
+    bias = None if positions[1] is None else call.argument(positions[1], "bias")
+    eps = call.argument(positions[2], "eps", None if name == "rms_norm" else 1e-5)
+    if run.carries(weight) or run.carries(bias):
+        run.unmatched(call, "its scale or shift depends on the explained input")
+    tracked = name == "instance_norm" and not call.argument(5, "use_input_stats", True)
+    if tracked:
+        return call.invoke()
+    fixed = {id(t): i for i, t in enumerate((x, weight, bias)) if isinstance(t, Tensor)}
+
+    def function(*tensors: Tensor | None) -> Tensor:
+        change = {key: tensors[i] for key, i in fixed.items()}
+        out: Tensor = call.function(
+            *replace_tensors(call.args, change),  # type: ignore[arg-type]
+            **replace_tensors(call.kwargs, change),  # type: ignore[arg-type]
+        )
+        return out
+
+    groups = call.argument(1, "num_groups") if name == "group_norm" else 0
+    trailing = len(call.argument(1, "normalized_shape")) if name in ("layer_norm", "rms_norm") else 0
+    linearized = partial(_centred, name, trailing, groups, eps)
+    return NormalizationNode.apply(run, function, linearized, x, weight, bias)
+
+
+def _centred(
+    name: str,
+    trailing: int,
+    groups: int,
+    eps: float | None,
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    *_: Any,
+) -> Tensor:
+    """Return C (G * w / sigma), with sigma the standard deviation (the root mean square in RMSNorm) of x."""
+    original = x.shape
+    if weight is not None:
+        lead = (1, -1) + (1,) * (x.dim() - 2)
+        gradient = gradient * (weight if trailing else weight.reshape(lead))
+    if trailing:
+        dim = tuple(range(x.dim() - trailing, x.dim()))
+    elif name == "group_norm":
+        x, gradient = (t.reshape(t.shape[0], groups, -1) for t in (x, gradient))
+        dim = (2,)
+    elif name == "instance_norm":
+        dim = tuple(range(2, x.dim()))
+    else:
+        dim = (0, *range(2, x.dim()))
+    if eps is None:
+        eps = torch.finfo(x.dtype).eps
+    if name == "rms_norm":
+        out = gradient * (x.square().mean(dim, keepdim=True) + eps).rsqrt()
+    else:
+        out = gradient * (x.var(dim, correction=0, keepdim=True) + eps).rsqrt()
+        out = out - out.mean(dim, keepdim=True)
+    return out.reshape(original)

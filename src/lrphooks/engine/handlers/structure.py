@@ -1,0 +1,101 @@
+"""Operations that move, select or add values: the plain gradient, and what is known of the elements goes along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrphooks.engine import notes
+from lrphooks.engine.call import Call, replace_tensors, tensors_in
+from lrphooks.engine.handlers.common import plain
+from lrphooks.rules.base import Rule
+
+if TYPE_CHECKING:
+    from lrphooks.engine.run import Run
+
+
+def shape(run: Run, call: Call, rule: Rule) -> Any:
+    """Rearrange: facts about elements, and the way for relevance itself, go along."""
+    source = call.dependent[0]
+    note = notes.read(source, run)
+    out = plain(run, call, rule)
+    if note is None or not isinstance(out, Tensor) or out is source or len(call.dependent) != 1:
+        return out
+    link = note.link
+    if note.nonnegative or link is not None:
+        follow = partial(_rearranged, link, call, id(source)) if link is not None else None
+        notes.write(out, run, nonnegative=note.nonnegative, link=follow)
+    return out
+
+
+def _rearranged(link: Callable[[], Tensor | None], call: Call, source: int) -> Tensor | None:
+    made = link()
+    if made is None:
+        return None
+    change = {source: made}
+    out: Tensor = call.function(*replace_tensors(call.args, change), **replace_tensors(call.kwargs, change))
+    return out
+
+
+def split(run: Run, call: Call, rule: Rule) -> Any:
+    """Cut into several tensors."""
+    note = notes.read(call.dependent[0], run)
+    out = plain(run, call, rule)
+    if note is not None and note.nonnegative and len(call.dependent) == 1:
+        for tensor in tensors_in((out,)):
+            notes.write(tensor, run, nonnegative=True)
+    return out
+
+
+def select(run: Run, call: Call, rule: Rule) -> Any:
+    """Hand relevance to the values selected; after max-pooling the way for relevance itself leads to the winners."""
+    source = call.dependent[0]
+    note = notes.read(source, run)
+    out = plain(run, call, rule)
+    if note is not None and isinstance(out, Tensor) and call.operation.name.startswith(("max_pool", "adaptive_max")):
+        notes.write(out, run, nonnegative=note.nonnegative)
+        if note.link is not None:
+            notes.write(out, run, link=partial(_winners, note.link, call, source))
+    return out
+
+
+def _winners(link: Callable[[], Tensor | None], call: Call, source: Tensor) -> Tensor | None:
+    made = link()
+    pool = getattr(F, f"{call.operation.name}_with_indices", None)
+    if made is None or pool is None:
+        return None
+    kwargs = {k: v for k, v in call.kwargs.items() if k != "return_indices"}
+    with torch.no_grad():
+        _, indices = pool(source.detach(), *call.args[1:], **kwargs)
+    spatial = int(call.operation.name[-2])
+    winners: Tensor = made.flatten(-spatial).gather(-1, indices.flatten(-spatial))
+    return winners.reshape(indices.shape)
+
+
+#: Sums with weights that are not negative: of nonnegative operands they are nonnegative.
+_KEEP_SIGN = frozenset(
+    {
+        "cat", "concat", "concatenate", "stack", "sum", "mean", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+        "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    }
+)  # fmt: skip
+
+
+def combination(run: Run, call: Call, rule: Rule) -> Any:
+    """Add, average or join: linear in all operands together."""
+    name = call.operation.name
+    nonnegative = False
+    if name in _KEEP_SIGN or (name == "add" and not call.kwargs and len(call.args) == 2):
+        operands = list(tensors_in(call.args))
+        known = [notes.read(t, run) for t in operands]
+        scalars = [a for a in call.args if isinstance(a, int | float)] if name == "add" else []
+        nonnegative = all(n is not None and n.nonnegative for n in known) and all(s >= 0 for s in scalars)
+    out = plain(run, call, rule)
+    if nonnegative and isinstance(out, Tensor):
+        notes.write(out, run, nonnegative=True)
+    return out

@@ -1,0 +1,67 @@
+"""The function mode of a run, and which runs the current thread is in."""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
+
+from lrphooks.operations import lookup
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from lrphooks.engine.run import Run
+    from lrphooks.engine.session import Session
+
+
+class Thread(threading.local):
+    """What the current thread is explaining: entered contexts and running forward passes, innermost last."""
+
+    def __init__(self) -> None:
+        self.sessions: list[Session] = []
+        self.runs: list[tuple[Session, Run]] = []
+
+
+THREAD = Thread()
+
+
+class Interception(DeviceContext):
+    """Brings the torch calls of one run before it, and nothing else.
+
+    It sets no device. It is a DeviceContext because checkpointing enters the innermost one of the forward pass again
+    when it recomputes, which is where the rules must hold again; it offers no other place for that.
+    """
+
+    def __init__(self, session: Session, run: Run) -> None:
+        TorchFunctionMode.__init__(self)
+        self.session, self.run = session, run
+        self.prev_mode = None
+        self._depths: list[int] = []
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]  # it follows the default, so it is never set
+        """The device that factory functions use anyway."""
+        return torch.device(torch._C._get_default_device())
+
+    def __enter__(self) -> Self:
+        THREAD.runs.append((self.session, self.run))
+        self._depths.append(len(self.run.frames))
+        TorchFunctionMode.__enter__(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        TorchFunctionMode.__exit__(self, *exception)
+        del self.run.frames[self._depths.pop() :]
+        THREAD.runs.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operation = lookup(func)
+        if operation.kind == "passive" or not torch.is_grad_enabled():
+            return func(*args, **(kwargs or {}))
+        return self.run.execute(operation, func, args, kwargs or {})

@@ -1,0 +1,157 @@
+"""Linear layers and BatchNorm as they are executed: from the torch call to a pending layer call."""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrphooks.engine import notes
+from lrphooks.engine.call import Call, replace_tensors
+from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
+from lrphooks.engine.nodes import ParameterizedMapNode, ScaleNode, unaliased
+from lrphooks.layers.linear_map import Dense, LinearMap, bind_convolution
+from lrphooks.rules.base import Rule
+from lrphooks.rules.input import InputRule
+from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.operation import Gradient
+
+if TYPE_CHECKING:
+    from lrphooks.engine.run import Run
+
+_CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+
+
+def linear(run: Run, call: Call, rule: Rule) -> Any:
+    """Run a linear layer; its rule is settled by what consumes the output."""
+    names = _TRANSPOSED_ARGUMENTS if "transpose" in call.operation.name else _CONVOLUTION_ARGUMENTS
+    arguments = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+    a, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
+    if (weight.requires_grad and run.carries(weight)) or (bias is not None and run.carries(bias)):
+        return _dynamic(run, call, rule, a, weight, bias)
+    explicit: tuple[int, ...] = ()
+    linear_map: LinearMap
+    if call.operation.name == "linear":
+        if weight.dim() != 2:
+            run.unmatched(call, f"its weight has {weight.dim()} dimensions, not 2")
+            return call.invoke()
+        linear_map = Dense()
+    else:
+        spatial = int(call.operation.name[-2])
+        linear_map, explicit = bind_convolution(spatial, arguments, transposed="transpose" in call.operation.name)
+    return execute(run, call, rule, linear_map, (a, weight, bias), explicit)
+
+
+def execute(
+    run: Run,
+    call: Call,
+    rule: Rule,
+    linear_map: LinearMap,
+    tensors: tuple[Tensor, Tensor, Tensor | None],
+    explicit: tuple[int, ...] = (),
+) -> Tensor:
+    """Run the call, and note the layer on its output for the rule to be set when it is consumed."""
+    a, weight, bias = tensors
+    pending = isinstance(rule, InputRule) or (isinstance(rule, LinearRule) and not rule.is_gradient)
+    note = notes.read(a, run)
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        function = _rebound(call, tensors)
+        transpose = _transpose(function, linear_map, explicit)
+        z: Tensor = ParameterizedMapNode.apply(run, function, transpose, *tensors)
+    else:
+        z = call.invoke()
+        if pending:
+            z = unaliased(z)
+    if not pending:
+        return z
+    assert isinstance(rule, LinearRule | InputRule)
+    layer = LayerCall(
+        run,
+        rule,
+        linear_map,
+        (F.pad(a, explicit) if explicit else a, weight, bias),
+        input_nonnegative=note is not None and note.nonnegative,
+        hooks=saving_hooks(),
+        input_link=None if note is None or note.link is None else partial(_padded, note.link, explicit),
+    )
+    notes.write(z, run, pending=layer)
+    return z
+
+
+def _padded(link: Callable[[], Tensor | None], explicit: tuple[int, ...]) -> Tensor | None:
+    made = link()
+    return F.pad(made, explicit) if made is not None and explicit else made
+
+
+def _rebound(call: Call, tensors: tuple[Tensor | None, ...]) -> Callable[..., Tensor]:
+    positions = {id(t): i for i, t in enumerate(tensors) if t is not None}
+
+    def function(*values: Tensor | None) -> Tensor:
+        change: dict[int, Any] = {key: values[i] for key, i in positions.items()}
+        out: Tensor = call.function(*replace_tensors(call.args, change), **replace_tensors(call.kwargs, change))
+        return out
+
+    return function
+
+
+def _transpose(
+    function: Callable[..., Tensor], linear_map: LinearMap, explicit: tuple[int, ...]
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    if not explicit:
+        return linear_map.transpose
+
+    def cropped(gradient: Tensor, a: Tensor, weight: Tensor) -> Tensor:
+        padded = linear_map.transpose(gradient, F.pad(a, explicit), weight)
+        return F.pad(padded, [-side for side in explicit])
+
+    return cropped
+
+
+def _dynamic(run: Run, call: Call, rule: Rule, a: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    """A layer whose weight is computed from the input is a product of activations."""
+    if bias is not None and run.carries(bias) and not run.carries(weight):
+        # The bias adds like any other summand; the layer's own rule cannot tell the two apart.
+        if isinstance(rule, Gradient) or (isinstance(rule, LinearRule) and rule.is_gradient):
+            return call.invoke()
+        run.unmatched(call, "its bias depends on the explained input")
+        return call.invoke()
+    carriers = [t for t in (a, weight) if run.carries(t)]
+    change = {id(t): ScaleNode.apply(run, 1.0 / len(carriers), t) for t in carriers}
+    return call.replaced(change).invoke()
+
+
+def batch_norm(run: Run, call: Call, shielded: Call, waiting: LayerCall | None) -> Any:
+    """Run an evaluated BatchNorm; after a ruled layer, its output stands for both merged."""
+    out: Tensor = shielded.invoke()
+    if waiting is not None:
+        statistics = tuple(
+            call.argument(i, name) for i, name in enumerate(("running_mean", "running_var", "weight", "bias"), 1)
+        )
+        merged = waiting.merged_with(BatchNormCall(call.argument(7, "eps", 1e-5)), statistics)
+        notes.write(out, run, pending=merged)
+    return out
+
+
+def weight_of_product(run: Run, call: Call) -> tuple[Dense, tuple[Tensor, Tensor, Tensor | None]] | None:
+    """Return matmul(x, W), mm or addmm with a parameter W as a dense layer, or None where it is something else."""
+    name = call.operation.name
+    bias: Tensor | None = None
+    if name == "addmm":
+        if call.kwargs.get("beta", 1) != 1 or call.kwargs.get("alpha", 1) != 1 or len(call.args) != 3:
+            return None
+        bias, a, weight = call.args
+    elif name in ("matmul", "mm") and len(call.args) == 2 and not call.operation.reversed:
+        a, weight = call.args
+    else:
+        return None
+    if not (isinstance(weight, Tensor) and weight.dim() == 2 and run.carries(a) and not run.carries(weight)):
+        return None
+    if not run.made_of_parameters(weight) or (isinstance(bias, Tensor) and (run.carries(bias) or bias.dim() != 1)):
+        return None
+    return Dense(), (a, weight.t(), bias)

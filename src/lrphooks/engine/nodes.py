@@ -1,0 +1,241 @@
+"""The autograd nodes of the engine.
+
+Every node knows two kinds of backward pass. In the *relevance pass*, which starts at an output of the explained
+model, it hands on the modified gradient that its rule asks for. In any other pass, such as the derivative of
+relevance itself, it hands on the true derivative of its forward value. The two are told apart by
+:class:`OutputNode`, which every relevance pass visits first. This is what makes derivatives of relevance exact, with
+respect to inputs and weights alike.
+"""
+
+# Functions are called as autograd calls them, with a context of no public type.
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+if TYPE_CHECKING:
+    from lrphooks.engine.run import Run
+
+
+class Passes:
+    """Which backward passes over the graph of one run are relevance passes."""
+
+    __slots__ = ("_identifiers",)
+
+    def __init__(self) -> None:
+        self._identifiers: set[int] = set()
+
+    def begin(self) -> None:
+        """Declare the backward pass now running to be a relevance pass."""
+        self._identifiers.add(torch._C._current_graph_task_id())
+
+    @property
+    def relevance(self) -> bool:
+        """Whether the backward pass now running is a relevance pass."""
+        return torch._C._current_graph_task_id() in self._identifiers
+
+
+def zero_link(like: Tensor) -> Tensor:
+    """Return zeros shaped as ``like`` that take no memory; only their gradient matters."""
+    return like.new_zeros(()).expand(like.shape)
+
+
+def true_derivative(
+    function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], gradient: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of ``function(*inputs)`` for the needed inputs, differentiable where grad mode is on."""
+    create = torch.is_grad_enabled()
+    wanted = [i for i, need in enumerate(needed) if need and inputs[i] is not None]
+    if not wanted:
+        return tuple(None for _ in inputs)
+    with torch.enable_grad():
+        # Fresh handles keep this derivative local; with create_graph they stay attached to the graph behind them.
+        local = list(inputs)
+        for i in wanted:
+            tensor = inputs[i]
+            assert tensor is not None
+            local[i] = tensor.view_as(tensor) if create else tensor.detach().requires_grad_()
+        out = function(*local)
+        sources = [tensor for i in wanted if (tensor := local[i]) is not None]
+        grads = torch.autograd.grad(out, sources, gradient, create_graph=create, allow_unused=True)
+    result: list[Tensor | None] = [None] * len(inputs)
+    for i, grad in zip(wanted, grads, strict=True):
+        result[i] = grad
+    return tuple(result)
+
+
+class InputNode(Function):
+    """The model's input: turns the modified gradient G into relevance, R = x * G."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.run = run
+        ctx.save_for_backward(x)
+        # A copy, so that a model that writes to its input in place does so as it would without the node.
+        return x.clone(), zero_link(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not ctx.run.passes.relevance:
+            return None, gradient
+        (x,) = ctx.saved_tensors
+        if gradient is not None and ctx.run.times_input:
+            gradient = gradient * x
+        return None, _sum(gradient, relevance)
+
+
+class OutputNode(Function):
+    """The model's output: where a relevance pass begins."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, output: Tensor) -> Tensor:
+        ctx.run = run
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        ctx.run.passes.begin()
+        return None, gradient
+
+
+class ScaleNode(Function):
+    """Hands on a fixed share of the modified gradient; a share of 0 makes the tensor a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, share: float, x: Tensor) -> Tensor:
+        ctx.run, ctx.share = run, share
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor | None]:
+        if not ctx.run.passes.relevance:
+            return None, None, gradient
+        return None, None, gradient * ctx.share if ctx.share else None
+
+
+class ParameterizedMapNode(Function):
+    """A linear map whose parameters require gradients: the relevance pass computes none for them.
+
+    Without it, a plain ``backward()`` would spend a third of its time on gradients that would then pollute
+    ``parameter.grad``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, run: Run, function: Callable[..., Tensor], transpose: Callable[..., Tensor], *tensors: Tensor | None
+    ) -> Tensor:
+        ctx.run, ctx.function, ctx.transpose = run, function, transpose
+        ctx.save_for_backward(*tensors)
+        out = function(*tensors)
+        return unaliased(out)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # Unpacked once: a checkpoint hands out each saved tensor a single time.
+        tensors = ctx.saved_tensors
+        need = ctx.needs_input_grad[3:]
+        if ctx.run.passes.relevance and not ctx.run.parameters:
+            grad = ctx.transpose(gradient, *tensors[:2]) if need[0] else None
+            return None, None, None, grad, *(None for _ in need[1:])
+        return None, None, None, *true_derivative(ctx.function, tensors, gradient, need)
+
+
+class ElementwiseNode(Function):
+    """An activation under a rule: G times ``ratio(x)`` in the relevance pass, the derivative in any other."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: Run,
+        function: Callable[[Tensor], Tensor],
+        ratio: Callable[[Tensor, Tensor], Tensor],
+        x: Tensor,
+    ) -> Tensor:
+        ctx.run, ctx.function, ctx.ratio = run, function, ratio
+        ctx.save_for_backward(x)
+        return function(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        if ctx.run.passes.relevance:
+            return None, None, None, ctx.ratio(x, gradient)
+        return None, None, None, *true_derivative(ctx.function, (x,), gradient, (True,))
+
+
+class PassNode(Function):
+    """A whole module that passes relevance from its output y to its input a as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, a: Tensor, y: Tensor, link_in: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.run = run
+        ctx.save_for_backward(a, y)
+        return y.clone(), zero_link(y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not ctx.run.passes.relevance:
+            return None, None, gradient, None
+        a, y = ctx.saved_tensors
+        total = _sum(None if gradient is None else gradient * y, relevance)
+        if total is None or ctx.needs_input_grad[3]:
+            return None, None, None, total
+        return None, per_input(total, a), None, None
+
+
+class NormalizationNode(Function):
+    """A normalisation: centred and scaled by a standard deviation that counts as constant."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: Run,
+        function: Callable[..., Tensor],
+        linearized: Callable[..., Tensor],
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        ctx.run, ctx.function, ctx.linearized = run, function, linearized
+        ctx.save_for_backward(*tensors)
+        return function(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        if ctx.run.passes.relevance:
+            return None, None, None, ctx.linearized(gradient, *tensors), *(None for _ in tensors[1:])
+        need = ctx.needs_input_grad[3:]
+        return None, None, None, *true_derivative(ctx.function, tensors, gradient, need)
+
+
+def unaliased(tensor: Tensor) -> Tensor:
+    """Return the tensor, or where autograd counts it as a view, the same data that it does not.
+
+    Views made inside a node may not be written in place afterwards, and only non-views take a node in place.
+    """
+    if not tensor._is_view():
+        return tensor
+    base = tensor._base
+    if base is not None and base.numel() == tensor.numel() and base.is_contiguous() and tensor.is_contiguous():
+        out: Tensor = torch.ops.aten._unsafe_view(base, tensor.shape)
+        return out
+    return tensor.clone()
+
+
+def per_input(relevance: Tensor, a: Tensor) -> Tensor:
+    """Return the modified gradient R / a; what falls on inputs that are exactly 0 cannot be carried by one."""
+    zero = a == 0
+    return torch.where(zero, torch.zeros_like(relevance), relevance / torch.where(zero, torch.ones_like(a), a))
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return first if second is None else second
+    return first + second

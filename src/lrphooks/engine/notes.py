@@ -1,0 +1,60 @@
+"""What the engine knows of a tensor between the operation that made it and those that consume it.
+
+A note hangs on the tensor object itself, so it lives and dies with it. It counts only within the run that wrote it
+and only until the data changes: an in-place write through any alias raises the version that the note remembers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lrphooks.engine.layer_call import LayerCall
+
+_ATTRIBUTE = "_lrphooks_note"
+
+Constant = Literal["", "parameter", "stopped"]
+
+
+@dataclass(slots=True)
+class Note:
+    """Facts about one tensor.
+
+    constant: it carries no relevance: made of parameters alone, or of values that a rule declared constant.
+    nonnegative: no element is below zero, known from the operation that made it.
+    pending: the ruled linear layer that made it, whose rule waits to see what consumes the output.
+    settled: the same layer once its rule is set on the tensor.
+    link: makes the tensor whose gradient is relevance itself rather than the modified gradient.
+    """
+
+    run: object
+    version: int
+    constant: Constant = ""
+    nonnegative: bool = False
+    pending: LayerCall | None = None
+    settled: LayerCall | None = None
+    link: Callable[[], Tensor | None] | None = None
+
+
+def read(tensor: Tensor, run: object) -> Note | None:
+    """Return the note of this run on the tensor, or None where there is none or it is out of date."""
+    note: Note | None = tensor.__dict__.get(_ATTRIBUTE)
+    if note is None or note.run is not run or note.version != tensor._version:
+        return None
+    return note
+
+
+def write(tensor: Tensor, run: object, **facts: Any) -> None:
+    """Note facts about the tensor, beside those that still hold."""
+    note = read(tensor, run)
+    note = Note(run, tensor._version, **facts) if note is None else replace(note, **facts)
+    setattr(tensor, _ATTRIBUTE, note)
+
+
+def erase(tensor: Tensor) -> None:
+    """Forget what was noted on the tensor."""
+    tensor.__dict__.pop(_ATTRIBUTE, None)

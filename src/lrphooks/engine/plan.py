@@ -1,0 +1,123 @@
+"""A composite applied to one model: every question that a run may ask about rules, answered by a look-up."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lrphooks import matching
+from lrphooks.assignment import assign, is_linear_layer
+from lrphooks.engine.errors import UnmatchedError, UnmatchedWarning
+from lrphooks.operations import Operation
+from lrphooks.rules.base import Rule
+from lrphooks.rules.input import InputRule
+from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.operation import Gradient, Pass
+
+if TYPE_CHECKING:
+    from lrphooks.composite import Composite
+    from lrphooks.engine.run import Frame
+
+
+class Plan:
+    """Which rule serves which module and operation of one model."""
+
+    def __init__(self, composite: Composite, model: nn.Module) -> None:
+        self.composite = composite
+        self.assignment = assign(composite, model)
+        self._names: dict[int, str] = {}
+        self._layers: dict[int, tuple[tuple[Rule, int | None], ...]] = {}
+        self._owners: dict[int, nn.Module] = {}
+        self._rules: dict[int, Rule] = {}
+        self._operations: dict[tuple[int, str], Rule | None] = {}
+        self.passing: dict[int, Rule] = {}
+        inherited: dict[str, Rule] = {}
+        for (name, module), row in zip(model.named_modules(), self.assignment, strict=True):
+            self._names[id(module)] = name
+            rule = row.rule
+            layered = [c for c in row.candidates if isinstance(c.rule, LinearRule | InputRule)]
+            if is_linear_layer(module) or layered:
+                self._layers[id(module)] = tuple((c.rule, c.entry if c.first else None) for c in row.candidates)
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and is_linear_layer(module):
+                self._owners.setdefault(id(weight), module)
+            if isinstance(rule, Pass) and not is_elementwise(module):
+                self.passing[id(module)] = rule
+                rule = Gradient()
+            if rule is None or isinstance(rule, LinearRule | InputRule):
+                rule = inherited.get(name.rpartition(".")[0]) if name else None
+            if rule is not None:
+                inherited[name] = self._rules[id(module)] = rule
+        self._check_layers(model)
+
+    def _check_layers(self, model: nn.Module) -> None:
+        policy = self.composite.unmatched
+        if policy == "gradient":
+            return
+        missing = [
+            f"{name!r} ({type(module).__name__})"
+            for name, module in model.named_modules()
+            if is_linear_layer(module) and not self._layers[id(module)]
+        ]
+        if not missing:
+            return
+        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        message = (
+            f"No entry of the composite gives a rule for module {listed}. Add one, such as "
+            "(lrphooks.matching.AnyLinear, lrphooks.rules.Epsilon()), or choose "
+            'unmatched="warn" or "gradient" to keep the plain gradient there.'
+        )
+        if policy == "error":
+            raise UnmatchedError(message)
+        warnings.warn(message, UnmatchedWarning, stacklevel=4)
+
+    def name_of(self, module: nn.Module) -> str:
+        """Return a module as messages name it."""
+        name = self._names.get(id(module))
+        return f"module {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
+
+    def layer_module(self, running: nn.Module | None, weight: Any) -> nn.Module | None:
+        """Return the module that a linear operation belongs to: the one running, or the owner of its weight."""
+        if running is not None and id(running) in self._layers:
+            return running
+        return self._owners.get(id(weight))
+
+    def layer_candidates(self, module: nn.Module | None, operation: Operation) -> Iterator[tuple[Rule, int | None]]:
+        """Yield the rules a linear operation may get in order, each with its claim if only the first layer gets it."""
+        seen = set()
+        if module is not None:
+            for rule, first in self._layers[id(module)]:
+                seen.add(first)
+                yield rule, first
+        for index, (matcher, rule) in enumerate(self.composite.entries):
+            if matching.matches_operation(matcher, operation.name):
+                first = index if isinstance(matcher, matching.First) else None
+                if first is None or first not in seen:
+                    yield rule, first
+
+    def operation_rule(self, operation: Operation, frames: list[Frame]) -> Rule | None:
+        """Return the rule that the composite gives an operation inside the running modules, or None."""
+        owner = id(frames[-1].module) if frames else 0
+        key = (owner, operation.name)
+        if key not in self._operations:
+            rule = self._rules.get(owner)
+            if rule is None:
+                rule = next(
+                    (
+                        rule
+                        for matcher, rule in self.composite.entries
+                        if not isinstance(rule, LinearRule | InputRule)
+                        and matching.matches_operation(matcher, operation.name)
+                    ),
+                    None,
+                )
+            self._operations[key] = rule
+        return self._operations[key]
+
+
+def is_elementwise(module: nn.Module) -> bool:
+    """Whether a module is an activation of torch, whose operation Pass serves by itself."""
+    return isinstance(module, matching.Activation.types)

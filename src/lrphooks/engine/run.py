@@ -1,0 +1,290 @@
+"""One forward pass of an explained model: its rules, what is known of its tensors, and every call inside it."""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lrphooks.engine import containers, linear, notes
+from lrphooks.engine.cache import WeightCache
+from lrphooks.engine.call import Call, tensors_in
+from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
+from lrphooks.engine.handlers import CONVENTIONS, HANDLERS
+from lrphooks.engine.interception import Interception
+from lrphooks.engine.layer_call import LayerCall
+from lrphooks.engine.nodes import InputNode, OutputNode, Passes, PassNode, ScaleNode
+from lrphooks.operations import Operation
+from lrphooks.rules.base import Rule
+from lrphooks.rules.operation import Gradient, Identity, Pass
+
+if TYPE_CHECKING:
+    from lrphooks.engine.plan import Plan
+    from lrphooks.engine.session import Session
+
+
+@dataclass(slots=True)
+class Frame:
+    """One module whose forward is running."""
+
+    module: nn.Module
+    served: bool = False
+    passing: Tensor | None = None
+
+
+class Run:
+    """The state of one forward pass and of the backward passes over its graph; it lives as long as that graph."""
+
+    def __init__(self, session: Session, plan: Plan, cache: WeightCache) -> None:
+        self.session = session
+        self.plan = plan
+        self.cache = cache
+        self.passes = Passes()
+        self.parameters = False
+        self.times_input = plan.composite.attribution == "relevance"
+        self.frames: list[Frame] = []
+        self._claimed: dict[Any, tuple[int, str]] = {}
+        self._shields: dict[int, tuple[Tensor, Tensor]] = {}
+
+    # --- the boundary ---
+
+    def enter_input(self, x: Tensor) -> Tensor:
+        """Return the explained input as the model is to see it."""
+        inner, link = InputNode.apply(self, x)
+        notes.write(inner, self, link=lambda: link)
+        return inner  # type: ignore[no-any-return]
+
+    def leave_output(self, output: Tensor) -> Tensor:
+        """Return an output of the model as the user is to see it."""
+        note = notes.read(output, self)
+        if note is not None and note.constant == "stopped":
+            raise LRPError(
+                "The model's output is a value that counts as a constant (such as a sigmoid, an exponential or a "
+                "softmax under CP-LRP), so no relevance could flow into the model. Explain the value before it (the "
+                "logits), or give the operation a rule that passes relevance: "
+                "(torch.sigmoid, lrphooks.rules.Identity())."
+            )
+        if note is not None and note.pending is not None:
+            output = note.pending.settle(output)
+        return OutputNode.apply(self, output)  # type: ignore[no-any-return]
+
+    def enter_passing(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Remember the input of a module whose rule is to pass relevance on."""
+        carriers = [t for t in containers.tensors((args, kwargs)) if self.carries(t)]
+        if len(carriers) != 1:
+            raise LRPError(
+                f"Pass() on {self.plan.name_of(module)} needs one input to pass relevance to, but {len(carriers)} of "
+                "its inputs depend on the explained input. Give its operations rules instead."
+            )
+        self.frames[-1].passing = carriers[0]
+
+    def leave_passing(self, frame: Frame, output: Any) -> Tensor:
+        """Return the module's output, with its relevance going straight to the module's input."""
+        a = frame.passing
+        assert a is not None
+        if not isinstance(output, Tensor) or output.shape != a.shape:
+            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise LRPError(
+                f"Pass() on {self.plan.name_of(frame.module)} needs an output of the input's shape "
+                f"{tuple(a.shape)}, got {found}. Give its operations rules instead."
+            )
+        note = notes.read(output, self)
+        if note is not None and note.pending is not None:
+            output = note.pending.settle(output)
+        source = notes.read(a, self)
+        link_in = None if source is None or source.link is None else source.link()
+        out, link = PassNode.apply(self, a, output, link_in)
+        notes.write(out, self, link=lambda: link)
+        return out  # type: ignore[no-any-return]
+
+    def mode(self) -> Interception:
+        """Return the mode that brings every torch call of the model before this run."""
+        return Interception(self.session, self)
+
+    # --- what is known of tensors ---
+
+    def carries(self, value: Any) -> bool:
+        """Whether a value is a tensor through which relevance reaches the explained input."""
+        if not isinstance(value, Tensor) or not value.requires_grad or value.is_leaf:
+            return False
+        note = notes.read(value, self)
+        return note is None or not note.constant
+
+    def made_of_parameters(self, tensor: Tensor) -> bool:
+        """Whether the tensor is a parameter or was made of parameters alone."""
+        if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
+            return True
+        note = notes.read(tensor, self)
+        return note is not None and note.constant == "parameter"
+
+    def shield(self, tensor: Tensor) -> Tensor:
+        """Return a constant as operations are to see it: it receives nothing in a relevance pass."""
+        kept = self._shields.get(id(tensor))
+        if kept is not None and kept[0] is tensor:
+            return kept[1]
+        shielded: Tensor = ScaleNode.apply(self, 0.0, tensor)
+        notes.write(shielded, self, constant="parameter" if self.made_of_parameters(tensor) else "stopped")
+        if tensor.is_leaf:
+            self._shields[id(tensor)] = (tensor, shielded)
+        return shielded
+
+    # --- every call ---
+
+    def execute(
+        self, operation: Operation, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run one torch call of the model under its rule."""
+        dependent, constants, waiting, stopped = self._survey(args, kwargs)
+        if not dependent:
+            return self._constant(function, args, kwargs, constants, stopped)
+        call = Call(operation, function, args, kwargs, dependent)
+        if operation.kind == "batch norm" and not call.argument(5, "training", False):
+            return self._batch_norm(call, constants, waiting)
+        if waiting:
+            call = self._settle(call, waiting)
+        if operation.kind in ("unknown", "recurrent"):
+            return self._unknown(call)
+        if operation.kind == "linear":
+            return linear.linear(self, call, self._rule(call))
+        if operation.kind in ("product", "added product") and len(call.dependent) == 1:
+            dense = linear.weight_of_product(self, call)
+            rule = None if dense is None else self._layer_rule(call, dense[1][1])
+            if dense is not None and rule is not None:
+                return linear.execute(self, call, rule, *dense)
+        if constants:
+            call = call.replaced({id(t): self.shield(t) for t in constants})
+        return HANDLERS[operation.kind](self, call, self._rule(call))
+
+    def _survey(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, LayerCall]], bool]:
+        """Return the operands that carry relevance, those that do not, the layers to settle, and any stopped value."""
+        dependent: list[Tensor] = []
+        constants: list[Tensor] = []
+        waiting: list[tuple[Tensor, LayerCall]] = []
+        stopped = False
+        for tensor in tensors_in((*args, *kwargs.values()) if kwargs else args):
+            if not tensor.requires_grad:
+                continue
+            note = None if tensor.is_leaf else notes.read(tensor, self)
+            if tensor.is_leaf or (note is not None and note.constant):
+                constants.append(tensor)
+                stopped = stopped or (note is not None and note.constant == "stopped")
+                continue
+            dependent.append(tensor)
+            if note is not None and note.pending is not None:
+                waiting.append((tensor, note.pending))
+        return dependent, constants, waiting, stopped
+
+    def _constant(self, function: Any, args: Any, kwargs: Any, constants: list[Tensor], stopped: bool) -> Any:
+        out = function(*args, **kwargs)
+        if constants:
+            for tensor in tensors_in((out,)):
+                if tensor.requires_grad and not tensor.is_leaf:
+                    notes.write(tensor, self, constant="stopped" if stopped else "parameter")
+        return out
+
+    def _settle(self, call: Call, waiting: list[tuple[Tensor, LayerCall]]) -> Call:
+        """Set the rules of the layers that made the operands, now that their consumer is known."""
+        change: dict[int, Tensor] = {}
+        followed = call.operation.name in ("relu", "relu6") and isinstance(self._rule(call), Gradient | Identity | Pass)
+        for tensor, layer in waiting:
+            if notes.read(tensor, self) is None:
+                continue
+            if followed and layer.input_nonnegative and not call.writes_in_place:
+                # Other consumers may see negative values, so this one gets a node of its own.
+                change[id(tensor)] = layer.settle(tensor, relu_follows=True, in_place=False)
+            else:
+                layer.settle(tensor, relu_follows=followed and call.writes_in_place)
+        return call.replaced(change)
+
+    def _batch_norm(self, call: Call, constants: list[Tensor], waiting: list[tuple[Tensor, LayerCall]]) -> Any:
+        layer = waiting[0][1] if waiting and waiting[0][1].batch_norm is None else None
+        if waiting and layer is None:
+            call = self._settle(call, waiting)
+        if layer is None:
+            note = notes.read(call.dependent[0], self)
+            layer = None if note is None else note.settled
+        return linear.batch_norm(self, call, call.replaced({id(t): self.shield(t) for t in constants}), layer)
+
+    def _unknown(self, call: Call) -> Any:
+        out = call.invoke()
+        if any(t.requires_grad for t in tensors_in((out,))):
+            self.unmatched(call, "lrphooks has no rule for it")
+        return out
+
+    def unmatched(self, call: Call, reason: str) -> None:
+        """Report an operation without a rule as the composite asks for: an error, a warning, or nothing."""
+        self.report(f"operation {call.operation.name}", reason, [tuple(t.shape) for t in call.dependent])
+
+    def report(self, what: str, reason: str, shapes: Iterable[Any] = ()) -> None:
+        """Report something that no rule serves, with the module and the line of the model that ran it."""
+        policy = self.plan.composite.unmatched
+        if policy == "gradient":
+            return
+        where = self.plan.name_of(self.frames[-1].module) if self.frames else "the model"
+        site = _call_site()
+        listed = ", ".join(map(str, shapes))
+        message = (
+            f"{what} in {where}{f' ({site})' if site else ''}{f' on shape {listed}' if listed else ''}: {reason}. "
+            f"Add an entry for it to the composite, such as ({_example(what)}, lrphooks.rules.Gradient()), or choose "
+            'unmatched="warn" or "gradient" to keep its plain gradient.'
+        )
+        if policy == "error":
+            raise UnmatchedError(message)
+        warnings.warn(message, UnmatchedWarning, stacklevel=2)
+
+    # --- rules ---
+
+    def _rule(self, call: Call) -> Rule:
+        kind = call.operation.kind
+        if kind == "linear":
+            weight = call.argument(1, "weight")
+            rule = self._layer_rule(call, weight)
+            if rule is None:
+                self.unmatched(call, "no entry of the composite gives a rule for this linear layer")
+                return Gradient()
+            return rule
+        rule = self.plan.operation_rule(call.operation, self.frames)
+        if rule is not None:
+            return rule
+        return CONVENTIONS[kind] if self.times_input else Gradient()
+
+    def _layer_rule(self, call: Call, weight: Any) -> Rule | None:
+        """Return the rule of a linear layer: by the module that runs it, the owner of its weight, or the function."""
+        frame = self.frames[-1] if self.frames else None
+        if frame is not None:
+            frame.served = True
+        module = self.plan.layer_module(frame.module if frame else None, weight)
+        for rule, first in self.plan.layer_candidates(module, call.operation):
+            if first is None:
+                return rule
+            owner = (id(module), call.operation.name)
+            claimed = self._claimed.get(first)
+            # A checkpoint that runs its part again finds the first layer where it was.
+            if claimed is None or (claimed == owner and torch._C._current_graph_task_id() != -1):
+                self._claimed[first] = owner
+                return rule
+        return None
+
+
+def _call_site() -> str:
+    """Return file and line of the innermost frame outside torch and this package."""
+    for frame in reversed(traceback.extract_stack(sys._getframe(1))):
+        parts = frame.filename.replace("\\", "/")
+        if "/lrphooks/" not in parts and "/torch/" not in parts:
+            return f"{frame.filename}:{frame.lineno}"
+    return ""
+
+
+def _example(what: str) -> str:
+    name = what.rsplit(" ", 1)[-1]
+    return f"torch.{name}" if hasattr(torch, name) else name

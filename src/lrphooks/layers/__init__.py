@@ -1,0 +1,1 @@
+"""Executed linear layers as rules see them."""

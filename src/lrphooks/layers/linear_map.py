@@ -1,0 +1,190 @@
+"""Linear operations stripped of their tensors: forward with any weight, and the transposed map."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class LinearMap(ABC):
+    """One executed linear operation z = w a + b, as a function of its tensors."""
+
+    #: The dimension of the output that counts output channels, and of the weight that does.
+    output_channel_dim: int
+    weight_channel_dim: int
+
+    @abstractmethod
+    def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return ``weight a + bias``."""
+
+    @abstractmethod
+    def transpose(self, gradient: Tensor, a: Tensor, weight: Tensor) -> Tensor:
+        """Return ``weight^T gradient``, shaped as ``a``; of ``a`` only shape and layout matter."""
+
+    def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """Return the weight whose output channels are multiplied by ``scale``."""
+        shape = [1] * weight.dim()
+        shape[self.weight_channel_dim] = -1
+        return weight * scale.reshape(shape)
+
+    def per_input_channel(self, weight: Tensor, values: Tensor, a: Tensor) -> Tensor | None:
+        """Return the weight multiplied by one value an input channel, or None where ``values`` are not of that kind."""
+        return None
+
+
+@dataclass(frozen=True)
+class Dense(LinearMap):
+    """``F.linear``: the last dimension of the input against the rows of a (out, in) weight."""
+
+    output_channel_dim = -1
+    weight_channel_dim = 0
+
+    def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(a, weight, bias)
+
+    def transpose(self, gradient: Tensor, a: Tensor, weight: Tensor) -> Tensor:
+        return torch.matmul(gradient, weight.to(gradient.dtype))
+
+    def per_input_channel(self, weight: Tensor, values: Tensor, a: Tensor) -> Tensor | None:
+        if values.numel() == 1 or values.shape == a.shape[-1:]:
+            return weight * values.reshape(-1)
+        return None
+
+
+@dataclass(frozen=True)
+class Convolution(LinearMap):
+    """Convolutions of one to three dimensions and their transposed forms."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+    @property
+    def output_channel_dim(self) -> int:  # type: ignore[override]  # a property here, a constant elsewhere
+        return -len(self.stride) - 1
+
+    @property
+    def weight_channel_dim(self) -> int:  # type: ignore[override]  # a property here, a constant elsewhere
+        return 1 if self.transposed else 0
+
+    def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        # The public functions, unlike torch.convolution, take part in autocasting.
+        name = f"conv_transpose{len(self.stride)}d" if self.transposed else f"conv{len(self.stride)}d"
+        extra = {"output_padding": self.output_padding} if self.transposed else {}
+        out: Tensor = getattr(F, name)(
+            a,
+            weight,
+            bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            **extra,
+        )
+        return out
+
+    def transpose(self, gradient: Tensor, a: Tensor, weight: Tensor) -> Tensor:
+        single = a.dim() == len(self.stride) + 1
+        if a.dtype != gradient.dtype:
+            a = a.to(gradient.dtype)
+        out: Tensor = torch.ops.aten.convolution_backward(
+            gradient.unsqueeze(0) if single else gradient,
+            a.unsqueeze(0) if single else a,
+            weight.to(gradient.dtype),
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
+            [True, False, False],
+        )[0]
+        return out.squeeze(0) if single else out
+
+    def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
+        if not self.transposed or self.groups == 1:
+            return super().scaled(weight, scale)
+        # A grouped transposed weight is (in, out / groups, ...): the scale differs by the group of the input.
+        grouped = weight.reshape(self.groups, -1, *weight.shape[1:])
+        shape = (self.groups, 1, weight.shape[1]) + (1,) * len(self.stride)
+        return (grouped * scale.reshape(shape)).reshape(weight.shape)
+
+    def per_input_channel(self, weight: Tensor, values: Tensor, a: Tensor) -> Tensor | None:
+        spatial = len(self.stride)
+        one_each = values.dim() > spatial and values.numel() == values.shape[-spatial - 1]
+        if values.numel() != 1 and not one_each:
+            return None
+        channels = values.reshape(-1).expand(a.shape[-spatial - 1])
+        if self.transposed:
+            return weight * channels.reshape(-1, *(1,) * (weight.dim() - 1))
+        # A grouped weight is (out, in / groups, ...): the channels of group g belong to the outputs of group g.
+        per_group = channels.reshape(self.groups, 1, -1, *(1,) * spatial)
+        grouped = weight.reshape(self.groups, -1, *weight.shape[1:])
+        return (grouped * per_group).reshape(weight.shape)
+
+
+@dataclass(frozen=True)
+class General(LinearMap):
+    """Any operation that is linear in one operand and has a constant as the other: matmul, einsum, bilinear forms."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    output_channel_dim = -1
+    weight_channel_dim = -1
+
+    def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        out = self.function(a, weight)
+        return out if bias is None else out + bias
+
+    def transpose(self, gradient: Tensor, a: Tensor, weight: Tensor) -> Tensor:
+        create = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # The map is linear, so the point at which it is differentiated does not matter.
+            point = torch.zeros_like(a, requires_grad=True)
+            out = self.function(point, weight)
+            result: Tensor = torch.autograd.grad(out, point, gradient, create_graph=create)[0]
+        return result
+
+
+def bind_convolution(
+    spatial: int, arguments: dict[str, Any], *, transposed: bool
+) -> tuple[Convolution, tuple[int, ...]]:
+    """Return the map of a convolution call and the explicit padding that must precede it (empty for none)."""
+
+    def sized(name: str, default: int) -> tuple[int, ...]:
+        value = arguments.get(name, default)
+        values = (value,) if isinstance(value, int) else tuple(value)
+        return values * spatial if len(values) == 1 else values
+
+    dilation = sized("dilation", 1)
+    padding = arguments.get("padding", 0)
+    explicit: tuple[int, ...] = ()
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        kernel = arguments["weight"].shape[-spatial:]
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if all(t % 2 == 0 for t in total):
+            padding = tuple(t // 2 for t in total)
+        else:
+            padding = 0
+            explicit = tuple(side for t in reversed(total) for side in (t // 2, t - t // 2))
+    arguments = {**arguments, "padding": padding}
+    bound = Convolution(
+        stride=sized("stride", 1),
+        padding=sized("padding", 0),
+        dilation=dilation,
+        transposed=transposed,
+        output_padding=sized("output_padding", 0),
+        groups=arguments.get("groups", 1),
+    )
+    return bound, explicit

@@ -1,0 +1,112 @@
+"""The operations of torch by kind, each under its plain name.
+
+A name stands for every alias: the function in ``torch``, the method, the operator, the in-place form, the one in
+``torch.nn.functional``, ``torch.special``, ``torch.linalg`` and ``torch.ops.aten``. What a kind means for relevance is
+in :mod:`lrphooks.engine.handlers`.
+"""
+
+from __future__ import annotations
+
+#: Rearranges or selects elements without computing with them, so facts about the elements carry over.
+SHAPE = """
+    view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze transpose t swapaxes swapdims
+    moveaxis movedim permute adjoint expand expand_as broadcast_to contiguous clone T mT H mH narrow select
+    slice getitem index index_select gather take take_along_dim masked_select flip fliplr flipud rot90 roll
+    diagonal diag diagflat diag_embed tril triu repeat repeat_interleave tile to float double half bfloat16 type
+    type_as cpu cuda as_strided pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle atleast_1d
+    atleast_2d atleast_3d alias positive pos dropout dropout1d dropout2d dropout3d feature_dropout
+    requires_grad resolve_conj resolve_neg unsafe_view lift_fresh detach_copy to_dense _to_copy
+    view_copy expand_copy squeeze_copy unsqueeze_copy permute_copy transpose_copy t_copy pin_memory __deepcopy__
+"""
+
+#: As SHAPE, with several results.
+SPLIT = """
+    chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind unsafe_chunk unsafe_split
+    unsafe_split_with_sizes broadcast_tensors meshgrid iter
+"""
+
+#: Selects among values, or is piecewise linear through the origin: the plain gradient hands on all relevance.
+SELECT = """
+    leaky_relu prelu rrelu max amax min amin maximum minimum fmax fmin topk sort msort median nanmedian
+    kthvalue mode cummax cummin aminmax max_pool1d max_pool2d max_pool3d max_pool1d_with_indices
+    max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices
+    fractional_max_pool2d fractional_max_pool3d fractional_max_pool2d_with_indices
+    fractional_max_pool3d_with_indices max_unpool1d max_unpool2d max_unpool3d clamp clip clamp_min clamp_max
+    threshold abs absolute hardshrink where masked_fill nan_to_num
+"""
+
+#: Linear in the activations together, or affine: sums, means, interpolation, writing into place.
+LINEAR_COMBINATION = """
+    add sub subtract rsub neg negative cat concat concatenate stack hstack vstack dstack column_stack row_stack
+    sum mean nansum nanmean cumsum sum_to_size trace index_add index_copy index_put index_fill scatter scatter_add
+    scatter_reduce index_reduce select_scatter slice_scatter diagonal_scatter masked_scatter setitem copy fill
+    zero pad constant_pad_nd reflection_pad1d replication_pad1d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+    adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample upsample_bilinear upsample_nearest upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d
+    upsample_trilinear3d fold unfold embedding embedding_bag diff segment_reduce fft ifft fft2 ifft2 fftn ifftn rfft
+    irfft rfft2 irfft2 rfftn irfftn hfft ihfft fftshift ifftshift stft istft real imag view_as_real view_as_complex
+    complex conj conj_physical alpha_dropout feature_alpha_dropout unfold_copy im2col col2im data_sparse
+    block_diag cartesian_prod combinations
+"""
+
+#: Multiplies activations: each receives an equal part.
+PRODUCT = """
+    mul multiply mm bmm mv matmul dot vdot inner outer ger einsum tensordot kron chain_matmul multi_dot cross
+    prod bilinear grid_sample lerp vecdot hadamard
+"""
+
+#: Adds to its first argument the product of the next two.
+ADDED_PRODUCT = "addmm addmv addbmm baddbmm addr addcmul"
+
+#: Divides: the denominator is a constant.
+DIVISION = "div divide true_divide addcdiv"
+
+#: Elementwise with f(0) = 0: relevance keeps its place.
+ACTIVATION = """
+    gelu silu mish tanh hardtanh relu6 hardswish elu selu celu softsign tanhshrink softshrink expm1 log1p
+    erf erfinv sin arcsin asin tan atan arctan sinh asinh arcsinh atanh arctanh sqrt square pow float_power
+    logit_free
+"""
+
+#: Values that do not vanish with their input: they gate or normalise, and count as constants.
+CONSTANT = """
+    sigmoid expit hardsigmoid logsigmoid softplus exp exp2 rsqrt reciprocal log log2 log10 logsumexp logaddexp
+    logaddexp2 var std norm vector_norm matrix_norm frobenius_norm nuclear_norm renorm cos cosh acos arccos acosh
+    arccosh erfc erfcx sinc logit cdist pdist pairwise_distance cosine_similarity log_ndtr ndtr xlogy softmax_entropy
+    hypot atan2 arctan2 angle remainder fmod floor_divide frac digamma lgamma i0 i0e i1 i1e cov corrcoef det
+    logdet slogdet inverse inv dist logcumsumexp cond matrix_exp
+"""
+
+#: Subtracts a constant: log_softmax(x) = x - logsumexp(x).
+SHIFT = "log_softmax"
+
+SOFTMAX = "softmax _softmax"
+
+ATTENTION = "scaled_dot_product_attention"
+
+NORMALIZATION = "layer_norm rms_norm group_norm instance_norm"
+
+#: Linear layers, which a rule for linear maps may own.
+LINEAR = "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
+
+#: Python functions of torch made of other operations: they are run again with each of those in view.
+COMPOSED = """
+    multi_head_attention_forward normalize local_response_norm softmin gumbel_softmax lp_pool1d lp_pool2d
+    lp_pool3d
+"""
+
+RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
+
+#: Properties of a tensor that are tensors themselves, and so carry relevance.
+TENSOR_PROPERTIES = ("T", "mT", "H", "mH", "real", "imag")
+
+#: Python operators by the name of the operation that they are.
+OPERATORS = {
+    "__add__": "add", "__radd__": "add", "__iadd__": "add_", "__sub__": "sub", "__rsub__": "rsub",
+    "__isub__": "sub_", "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul_", "__matmul__": "matmul",
+    "__rmatmul__": "rmatmul", "__truediv__": "div", "__div__": "div", "__rtruediv__": "rdiv", "__rdiv__": "rdiv",
+    "__itruediv__": "div_", "__idiv__": "div_", "__pow__": "pow", "__rpow__": "rpow", "__ipow__": "pow_",
+    "__neg__": "neg", "__pos__": "pos", "__abs__": "abs", "__getitem__": "getitem", "__setitem__": "setitem",
+    "__floordiv__": "floor_divide", "__mod__": "remainder", "__iter__": "iter",
+}  # fmt: skip

@@ -1,0 +1,39 @@
+"""The rules of Layer-wise Relevance Propagation, as immutable values."""
+
+from lrphooks.rules.base import Rule, Stabilizer
+from lrphooks.rules.input import Flat, InputRule, WSquare, ZBox
+from lrphooks.rules.linear import AlphaBeta, Epsilon, Gamma, LinearRule, ZPlus
+from lrphooks.rules.operation import (
+    Constant,
+    DeconvReLU,
+    Gradient,
+    GuidedReLU,
+    Identity,
+    Normalize,
+    Pass,
+    TakesAll,
+    Uniform,
+)
+
+__all__ = [
+    "AlphaBeta",
+    "Constant",
+    "DeconvReLU",
+    "Epsilon",
+    "Flat",
+    "Gamma",
+    "Gradient",
+    "GuidedReLU",
+    "Identity",
+    "InputRule",
+    "LinearRule",
+    "Normalize",
+    "Pass",
+    "Rule",
+    "Stabilizer",
+    "TakesAll",
+    "Uniform",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+]

@@ -1,0 +1,241 @@
+"""Rules for linear maps whose relevance factors through the input: epsilon, gamma, z-plus, alpha-beta.
+
+Notation, as in Montavon et al., "Layer-Wise Relevance Propagation: An Overview" (2019): a is the input,
+z = w a + b the output, R the relevance; superscripts + and - are the positive and negative parts.
+
+All signed rules rest on one identity. The positive contributions are P = sum (a w)^+ = (w a + |w| |a|) / 2 and the
+negative ones N = w a - P, so one more map, |w| |a|, serves every rule, and each gradient is a combination of
+w^T (.) and sign(a) * |w|^T (.).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrphooks.layers.layer import Layer, Route, Term
+from lrphooks.rules.base import Rule, Stabilizer, number
+
+
+@dataclass(frozen=True)
+class LinearRule(Rule):
+    """A rule for linear layers that answers with terms: shares of the relevance and the weights they return by."""
+
+    @abstractmethod
+    def terms(self, layer: Layer) -> tuple[Term, ...]:
+        """Return the terms of this rule for one executed layer; a differentiable, pure function of its tensors."""
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether the rule equals the plain gradient, so that nothing needs to be done."""
+        return False
+
+    @property
+    def raise_by(self) -> float:
+        """The gamma of the ``raised`` weight form."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class _Stabilized(LinearRule):
+    """A linear rule whose denominators are stabilized."""
+
+    stabilizer: float | Stabilizer = 1e-6
+
+    def __post_init__(self) -> None:
+        Stabilizer.ensure(type(self).__name__, "stabilizer", self.stabilizer)
+
+    def stabilize(self, denominator: Tensor) -> Tensor:
+        return Stabilizer.ensure(type(self).__name__, "stabilizer", self.stabilizer)(denominator)
+
+
+@dataclass(frozen=True)
+class Epsilon(LinearRule):
+    """The epsilon rule; ``Epsilon(0)`` is LRP-0.
+
+    Formula: ``R_a = a * w^T (R / (z + epsilon * sign(z)))``.
+
+    Parameters
+    ----------
+    epsilon
+        The stabilizer: a number, or a :class:`Stabilizer` (clipping, scaled by the norm of z).
+
+    References
+    ----------
+    Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
+    Propagation", PLOS ONE 2015.
+    """
+
+    epsilon: float | Stabilizer = 1e-6
+
+    def __post_init__(self) -> None:
+        Stabilizer.ensure("Epsilon", "epsilon", self.epsilon)
+
+    @property
+    def is_gradient(self) -> bool:
+        return Stabilizer.ensure("Epsilon", "epsilon", self.epsilon).epsilon == 0.0
+
+    def terms(self, layer: Layer) -> tuple[Term, ...]:
+        stabilizer = Stabilizer.ensure("Epsilon", "epsilon", self.epsilon)
+        return (Term(stabilizer(layer.output), (Route("plain", 1.0),)),)
+
+
+@dataclass(frozen=True)
+class Gamma(LinearRule):
+    """The generalised gamma rule, which favours contributions of the output's own sign.
+
+    Formula: where z > 0, ``R_a = a * d/da z' (R / z')`` with ``z' = z + gamma * (P + b^+)``; where z < 0 with
+    ``z' = z + gamma * (N + b^-)``. For inputs and outputs that are not negative this is the rule with weights
+    ``w + gamma * w^+``.
+
+    References
+    ----------
+    Montavon et al., "Layer-Wise Relevance Propagation: An Overview", 2019; the form for inputs of any sign:
+    Andéol et al., "Learning Domain Invariant Representations by Joint Wasserstein Distance Minimization", 2021.
+    """
+
+    gamma: float = 0.25
+    stabilizer: float | Stabilizer = 1e-6
+
+    def __post_init__(self) -> None:
+        number("Gamma", "gamma", self.gamma, minimum=0.0)
+        Stabilizer.ensure("Gamma", "stabilizer", self.stabilizer)
+
+    @property
+    def raise_by(self) -> float:
+        return float(self.gamma)
+
+    def terms(self, layer: Layer) -> tuple[Term, ...]:
+        stabilize = Stabilizer.ensure("Gamma", "stabilizer", self.stabilizer)
+        gamma = float(self.gamma)
+        bias = layer.bias
+        if layer.input_nonnegative and layer.relu_follows:
+            raised = None if bias is None else bias + gamma * bias.clamp(min=0)
+            denominator = layer.apply("raised", gamma) + layer.bias_like(raised)
+            return (Term(stabilize(denominator), (Route("raised", 1.0),)),)
+        z = layer.output
+        total = layer.apply("absolute")
+        linear = z - layer.bias_like(bias)
+        bias_up = layer.bias_like(None if bias is None else bias.clamp(min=0))
+        bias_down = layer.bias_like(None if bias is None else bias.clamp(max=0))
+        if stabilize.norm_scale:
+            # The norm is that of a whole denominator, so each of the two is needed everywhere.
+            rising = stabilize(z + gamma * ((linear + total) / 2 + bias_up))
+            falling = stabilize(z + gamma * ((linear - total) / 2 + bias_down))
+            denominator = torch.where(z < 0, falling, rising)
+        else:
+            favoured = (linear + torch.copysign(total, z)) / 2
+            if bias is not None:
+                favoured = favoured + torch.where(z < 0, bias_down, bias_up)
+            denominator = stabilize(z + gamma * favoured)
+        routes = (Route("plain", 1 + gamma / 2), Route("absolute", gamma / 2, signed=True))
+        return (Term(denominator, routes),)
+
+
+@dataclass(frozen=True)
+class ZPlus(_Stabilized):
+    """The z-plus rule: relevance follows the positive contributions alone.
+
+    Formula: ``R_a = a * d/da P (R / (P + b^+))``. The same as ``AlphaBeta(1, 0)``.
+
+    References
+    ----------
+    Montavon et al., "Explaining Nonlinear Classification Decisions with Deep Taylor Decomposition", 2017.
+    """
+
+    def terms(self, layer: Layer) -> tuple[Term, ...]:
+        bias = layer.bias_like(None if layer.bias is None else layer.bias.clamp(min=0))
+        if layer.input_nonnegative:
+            return (Term(self.stabilize(layer.apply("positive") + bias), (Route("positive", 1.0),)),)
+        positive = _positive(layer.output - layer.bias_like(layer.bias), layer.apply("absolute"))
+        denominator = _nowhere(self.stabilize(positive + bias), positive)
+        return (Term(denominator, (Route("plain", 0.5), Route("absolute", 0.5))),)
+
+
+@dataclass(frozen=True)
+class AlphaBeta(LinearRule):
+    """The alpha-beta rule: positive contributions times alpha, negative ones times beta, apart from each other.
+
+    Formula: ``R_a = a * (alpha * d/da P (R / (P + b^+)) - beta * d/da N (R / (N + b^-)))``.
+
+    Raises
+    ------
+    ValueError
+        If alpha or beta is negative, or alpha - beta is not 1, without which relevance is not conserved.
+
+    References
+    ----------
+    Bach et al., PLOS ONE 2015.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    stabilizer: float | Stabilizer = 1e-6
+
+    def __post_init__(self) -> None:
+        alpha = number("AlphaBeta", "alpha", self.alpha, minimum=0.0)
+        beta = number("AlphaBeta", "beta", self.beta, minimum=0.0)
+        if not math.isclose(alpha - beta, 1.0, abs_tol=1e-9):
+            raise ValueError(
+                f"AlphaBeta: alpha - beta must be 1, or relevance is not conserved; got alpha={self.alpha!r}, "
+                f"beta={self.beta!r}, a difference of {alpha - beta:g}. Use for example AlphaBeta(2, 1)."
+            )
+        Stabilizer.ensure("AlphaBeta", "stabilizer", self.stabilizer)
+
+    def terms(self, layer: Layer) -> tuple[Term, ...]:
+        stabilize = Stabilizer.ensure("AlphaBeta", "stabilizer", self.stabilizer)
+        alpha, beta, bias = float(self.alpha), float(self.beta), layer.bias
+        bias_up = layer.bias_like(None if bias is None else bias.clamp(min=0))
+        bias_down = layer.bias_like(None if bias is None else bias.clamp(max=0))
+        linear = layer.output - layer.bias_like(bias)
+        if layer.input_nonnegative:
+            positive = layer.apply("positive")
+            negative = _remainder(linear, positive)
+            up: tuple[Route, ...] = (Route("positive", alpha),)
+            down = (Route("plain", -beta), Route("positive", beta))
+        else:
+            total = layer.apply("absolute")
+            positive, negative = _positive(linear, total), _negative(linear, total)
+            up = (Route("plain", alpha / 2), Route("absolute", alpha / 2))
+            down = (Route("plain", -beta / 2), Route("absolute", beta / 2))
+        terms = (Term(_nowhere(stabilize(positive + bias_up), positive), up),)
+        if beta == 0.0:
+            return terms
+        # The negative sum is at most 0; a stabilizer takes exact zeros for positive, hence the change of sign.
+        shifted = -stabilize(-(negative + bias_down))
+        return (*terms, Term(_nowhere(shifted, negative), down))
+
+
+#: A sum of contributions below this many units in the last place of its absolute terms is rounding, and truly 0.
+_ULPS = 8.0
+
+
+def _noise(total: Tensor) -> Tensor:
+    return total.abs() * (_ULPS * torch.finfo(total.dtype).eps)
+
+
+def _positive(linear: Tensor, total: Tensor) -> Tensor:
+    """Return P from w a and |w| |a|, exactly 0 where it is only rounding."""
+    positive = (linear + total) / 2
+    return torch.where(positive > _noise(total), positive, torch.zeros_like(positive))
+
+
+def _negative(linear: Tensor, total: Tensor) -> Tensor:
+    """Return N from w a and |w| |a|, exactly 0 where it is only rounding."""
+    negative = (linear - total) / 2
+    return torch.where(-negative > _noise(total), negative, torch.zeros_like(negative))
+
+
+def _remainder(linear: Tensor, positive: Tensor) -> Tensor:
+    """Return N = w a - P for a P that was computed on its own, exactly 0 where it is only rounding."""
+    negative = linear - positive
+    return torch.where(-negative > _noise(positive + linear.abs()), negative, torch.zeros_like(negative))
+
+
+def _nowhere(denominator: Tensor, contributions: Tensor) -> Tensor:
+    """Return the denominator, infinite where no input contributes: what would be divided there is rounding only."""
+    return torch.where(contributions == 0, torch.full_like(denominator, math.inf), denominator)
