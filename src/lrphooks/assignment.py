@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import Bilinear, Linear
+from torch.nn.modules.rnn import RNNBase, RNNCellBase
 
 from lrphooks import matching
 from lrphooks.engine.errors import LRPError
@@ -153,16 +154,11 @@ def _by_operation(composite: Composite, operation: str, module: nn.Module, seen:
 
 def cannot_serve(rule: Rule, module: nn.Module) -> str | None:
     """Return why a rule cannot serve a module, or None if it can, as far as the type tells."""
+    if isinstance(module, RNNBase | RNNCellBase):
+        return _cannot_serve_cells(rule)
     native = type(module).__module__.startswith("torch.nn.modules") and type(module).__name__ != "Identity"
     if isinstance(rule, LinearRule | InputRule):
-        if is_linear_layer(module):
-            return None
-        if any(True for _ in module.children()):
-            return 'it is a container; match its layers instead, by type or with a pattern such as "name.*"'
-        if native:
-            kind = "it is linear in each of two inputs" if isinstance(module, Bilinear) else "it is no linear layer"
-            return f"{kind}, and the rule needs a weight (torch.nn.Linear, ConvNd or ConvTransposeNd)"
-        return None
+        return None if is_linear_layer(module) else _without_weight(module, native=native)
     if is_linear_layer(module) and not isinstance(rule, Gradient | Pass | Constant):
         return "the rule is not for linear layers"
     if isinstance(rule, GuidedReLU | DeconvReLU) and native and not isinstance(module, nn.ReLU):
@@ -170,6 +166,25 @@ def cannot_serve(rule: Rule, module: nn.Module) -> str | None:
     if isinstance(rule, Identity) and any(True for _ in module.children()):
         return "it is a container; Pass() hands relevance through a whole module"
     return None
+
+
+def _without_weight(module: nn.Module, *, native: bool) -> str | None:
+    """Return why a rule for linear maps cannot serve a module that is no linear layer of torch."""
+    if any(True for _ in module.children()):
+        return 'it is a container; match its layers instead, by type or with a pattern such as "name.*"'
+    if native:
+        kind = "it is linear in each of two inputs" if isinstance(module, Bilinear) else "it is no linear layer"
+        return f"{kind}, and the rule needs a weight (torch.nn.Linear, ConvNd or ConvTransposeNd)"
+    return None
+
+
+def _cannot_serve_cells(rule: Rule) -> str | None:
+    """Return why a rule cannot serve a recurrent layer: one for linear maps is for those in its cells."""
+    if isinstance(rule, InputRule):
+        return "it is for input values, and the layer's linear maps see its hidden state too"
+    if isinstance(rule, LinearRule | Gradient | Pass | Constant):
+        return None
+    return "each operation of a cell has its own rule; match its gates (lrphooks.matching.Gate) or products (torch.mul)"
 
 
 def _check_patterns(composite: Composite, named: list[tuple[str, nn.Module]]) -> None:

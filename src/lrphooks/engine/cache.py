@@ -13,7 +13,8 @@ T = TypeVar("T")
 class WeightCache:
     """Remembers what was computed from parameters, by their identity, storage and version.
 
-    It belongs to one context, so it ends with it. Tensors that are not the model's own, such as weights made anew in
+    It belongs to one forward pass, so that a change without a trace (through ``.data``) is seen by the next.
+    Tensors that are not the model's own, such as weights made anew in
     each forward pass, are never kept.
     """
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,17 @@ class BatchNormCall:
         return linear_map.scaled(weight, scale.to(weight.dtype)), shift if offset is None else shift + offset
 
 
+@dataclass(slots=True)
+class Fate:
+    """What became of a layer's output; shared by all that stands for the layer.
+
+    settled: its rule was set in front of a consumer. kept: someone keeps the output, so nothing may write to it.
+    """
+
+    settled: bool = False
+    kept: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class LayerCall:
     """One executed linear layer under a rule.
@@ -67,6 +78,7 @@ class LayerCall:
     hooks: Any = None
     through_output: bool = True
     settled: bool = False
+    fate: Fate = field(default_factory=Fate)
 
     def merged_with(self, batch_norm: BatchNormCall, statistics: tuple[Tensor | None, ...]) -> LayerCall:
         """Return the call that stands for this layer and the BatchNorm after it."""
@@ -81,6 +93,7 @@ class LayerCall:
 
     def settle(self, output: Tensor, *, relu_follows: bool = False, in_place: bool = True) -> Tensor:
         """Set the rule's node on the output and return the tensor to consume (the output itself if in place)."""
+        self.fate.settled = True
         link_in = None
         if self.input_link is not None and isinstance(self.rule, InputRule):
             link_in = self.input_link()
@@ -192,22 +205,13 @@ class RuleNode(Function):
         a = tensors[0]
         if isinstance(call.rule, InputRule):
             z = None if torch.is_grad_enabled() else factors[0]
-            layer = call.layer(z, tensors, relu_follows=False, cached=z is not None)
-            total = _sum(None if gradient is None else gradient * layer.output, relevance)
-            assert total is not None
-            delivered = call.rule.redistribute(layer, total)
+            delivered = _delivered(call, gradient, relevance, z, tensors)
             if ctx.needs_input_grad[4]:
                 return *unused, None, delivered, *(None for _ in tensors)
             # Without a way to deliver relevance itself, what falls on exact zeros is lost.
             return *unused, None, None, per_input(delivered, a), *(None for _ in tensors[1:])
         if torch.is_grad_enabled() or relevance is not None:
-            # Relevance that is differentiated again, or that arrives as such: everything anew from the tensors.
-            layer = call.layer(None, tensors, relu_follows=ctx.relu_follows, cached=False)
-            total = _sum(None if gradient is None else gradient * layer.output, relevance)
-            assert total is not None
-            terms = call.rule.terms(layer)
-            shares = [(total / term.denominator, layer.output, term.routes) for term in terms]
-            modified = _modified_weights(layer, call, terms)
+            shares, modified = _anew(call, gradient, relevance, tensors, relu_follows=ctx.relu_follows)
         else:
             assert gradient is not None
             modified = ctx.modified
@@ -219,9 +223,77 @@ class RuleNode(Function):
         return *unused, through, None, direct, *(None for _ in tensors[1:])
 
 
+class GuardNode(Function):
+    """The rule of a layer whose output was consumed where the engine cannot see, as by an autograd function.
+
+    Once the rule is set in front of a consumer, this node only hands the gradient on.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, call: LayerCall, z: Tensor, *tensors: Tensor | None) -> Tensor:
+        ctx.mark_dirty(z)
+        ctx.call = call
+        ctx.save_for_backward(*tensors)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        call: LayerCall = ctx.call
+        if call.fate.settled or not call.run.passes.relevance:
+            return None, gradient, *(None for _ in call.tensors)
+        tensors = ctx.saved_tensors
+        if isinstance(call.rule, InputRule):
+            delivered = _delivered(call, gradient, None, None, tensors)
+            return None, None, per_input(delivered, tensors[0]), *(None for _ in tensors[1:])
+        shares, modified = _anew(call, gradient, None, tensors, relu_follows=False)
+        through, direct = _distribute(call, tensors[0], shares, modified)
+        return None, through, direct, *(None for _ in tensors[1:])
+
+
+def behind_hooks(tensor: Tensor) -> LayerCall | None:
+    """Return the layer whose output a module's backward hook wrapped, or None.
+
+    torch passes what goes through such a module through a node of its own, out of sight of the function mode.
+    """
+    node = tensor.grad_fn
+    if node is None or type(node).__name__ != "BackwardHookFunctionBackward":
+        return None
+    calls = [source.call for source, _ in node.next_functions if type(source).__name__ == "GuardNodeBackward"]  # type: ignore[union-attr]
+    return calls[0] if len(calls) == 1 else None
+
+
+def _delivered(
+    call: LayerCall, gradient: Tensor | None, relevance: Tensor | None, z: Tensor | None, tensors: tuple[Any, ...]
+) -> Tensor:
+    """Return the relevance that a rule for first layers gives the input."""
+    assert isinstance(call.rule, InputRule)
+    layer = call.layer(z, tensors, relu_follows=False, cached=z is not None)
+    total = _sum(None if gradient is None else gradient * layer.output, relevance)
+    assert total is not None
+    return call.rule.redistribute(layer, total)
+
+
+def _anew(
+    call: LayerCall,
+    gradient: Tensor | None,
+    relevance: Tensor | None,
+    tensors: tuple[Any, ...],
+    *,
+    relu_follows: bool,
+) -> tuple[list[tuple[Tensor, Tensor, tuple[Route, ...]]], dict[WeightForm, Tensor]]:
+    """Return shares and weights computed again: for relevance to be differentiated, or that arrives as such."""
+    assert isinstance(call.rule, LinearRule)
+    layer = call.layer(None, tensors, relu_follows=relu_follows, cached=False)
+    total = _sum(None if gradient is None else gradient * layer.output, relevance)
+    assert total is not None
+    terms = call.rule.terms(layer)
+    shares = [(total / term.denominator(), layer.output, term.routes) for term in terms]
+    return shares, _modified_weights(layer, call, terms)
+
+
 def _factor(z: Tensor, term: Term) -> Tensor:
     """Return z / denominator; where a route is signed, with the sign of z (the quotient itself is not negative)."""
-    factor = z / term.denominator
+    factor = z / term.denominator()
     if any(route.signed for route in term.routes):
         factor = torch.copysign(factor, z)
     return factor

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call, replace_tensors
-from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
-from lrphooks.engine.nodes import ParameterizedMapNode, ScaleNode, unaliased
+from lrphooks.engine.errors import LRPError
+from lrphooks.engine.layer_call import BatchNormCall, GuardNode, LayerCall, saving_hooks
+from lrphooks.engine.nodes import BatchNormNode, ParameterizedMapNode, ScaleNode, unaliased
 from lrphooks.layers.linear_map import Dense, LinearMap, bind_convolution
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
@@ -35,12 +36,17 @@ def linear(run: Run, call: Call, rule: Rule) -> Any:
     a, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
     if (weight.requires_grad and run.carries(weight)) or (bias is not None and run.carries(bias)):
         return _dynamic(run, call, rule, a, weight, bias)
+    if run.unrolled and isinstance(rule, InputRule):
+        raise LRPError(
+            f"{rule!r} is a rule for input values, but the linear maps of {run.unrolled} see the hidden state too. "
+            "Give the recurrent layer another rule, in front: (torch.nn.LSTM, lrphooks.rules.Epsilon())."
+        )
     explicit: tuple[int, ...] = ()
     linear_map: LinearMap
     if call.operation.name == "linear":
         if weight.dim() != 2:
             run.unmatched(call, f"its weight has {weight.dim()} dimensions, not 2")
-            return call.invoke()
+            return run.shielded(call).invoke()
         linear_map = Dense()
     else:
         spatial = int(call.operation.name[-2])
@@ -55,13 +61,17 @@ def execute(
     linear_map: LinearMap,
     tensors: tuple[Tensor, Tensor, Tensor | None],
     explicit: tuple[int, ...] = (),
+    function: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """Run the call, and note the layer on its output for the rule to be set when it is consumed."""
+    """Run the call, and note the layer on its output for the rule to be set when it is consumed.
+
+    ``function`` is the call as a function of the tensors, where they are not its arguments themselves.
+    """
     a, weight, bias = tensors
     pending = isinstance(rule, InputRule) or (isinstance(rule, LinearRule) and not rule.is_gradient)
     note = notes.read(a, run)
     if weight.requires_grad or (bias is not None and bias.requires_grad):
-        function = _rebound(call, tensors)
+        function = function or _rebound(call, tensors)
         transpose = _transpose(function, linear_map, explicit)
         z: Tensor = ParameterizedMapNode.apply(run, function, transpose, *tensors)
     else:
@@ -80,6 +90,7 @@ def execute(
         hooks=saving_hooks(),
         input_link=None if note is None or note.link is None else partial(_padded, note.link, explicit),
     )
+    z = GuardNode.apply(layer, z, *layer.tensors)
     notes.write(z, run, pending=layer)
     return z
 
@@ -117,25 +128,42 @@ def _dynamic(run: Run, call: Call, rule: Rule, a: Tensor, weight: Tensor, bias: 
     """A layer whose weight is computed from the input is a product of activations."""
     if bias is not None and run.carries(bias) and not run.carries(weight):
         # The bias adds like any other summand; the layer's own rule cannot tell the two apart.
-        if isinstance(rule, Gradient) or (isinstance(rule, LinearRule) and rule.is_gradient):
-            return call.invoke()
-        run.unmatched(call, "its bias depends on the explained input")
-        return call.invoke()
+        if not (isinstance(rule, Gradient) or (isinstance(rule, LinearRule) and rule.is_gradient)):
+            run.unmatched(call, "its bias depends on the explained input")
+        return run.shielded(call).invoke()
     carriers = [t for t in (a, weight) if run.carries(t)]
     change = {id(t): ScaleNode.apply(run, 1.0 / len(carriers), t) for t in carriers}
-    return call.replaced(change).invoke()
+    return run.shielded(call.replaced(change)).invoke()
 
 
-def batch_norm(run: Run, call: Call, shielded: Call, waiting: LayerCall | None) -> Any:
+_STATISTICS = ("running_mean", "running_var", "weight", "bias")
+
+
+def batch_norm(run: Run, call: Call, waiting: LayerCall | None) -> Any:
     """Run an evaluated BatchNorm; after a ruled layer, its output stands for both merged."""
-    out: Tensor = shielded.invoke()
+    x = call.argument(0, "input")
+    statistics = tuple(call.argument(i, name) for i, name in enumerate(_STATISTICS, 1))
+    if statistics[0] is None or statistics[1] is None or any(run.carries(t) for t in statistics):
+        # Without running statistics it is no evaluated BatchNorm, whatever it was told.
+        run.unmatched(call, "its statistics are missing or depend on the explained input")
+        return call.invoke()
+    eps = call.argument(7, "eps", 1e-5)
+    out: Tensor = BatchNormNode.apply(run, _rebound(call, (x, *statistics)), eps, x, *statistics)
     if waiting is not None:
-        statistics = tuple(
-            call.argument(i, name) for i, name in enumerate(("running_mean", "running_var", "weight", "bias"), 1)
-        )
-        merged = waiting.merged_with(BatchNormCall(call.argument(7, "eps", 1e-5)), statistics)
+        merged = waiting.merged_with(BatchNormCall(eps), statistics)
         notes.write(out, run, pending=merged)
     return out
+
+
+def product_of_weight(call: Call) -> Callable[..., Tensor]:
+    """Return matmul, mm or addmm as a function of input, transposed weight and bias."""
+
+    def function(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        operands = (a, weight.t()) if bias is None else (bias, a, weight.t())
+        out: Tensor = call.function(*operands, **call.kwargs)
+        return out
+
+    return function
 
 
 def weight_of_product(run: Run, call: Call) -> tuple[Dense, tuple[Tensor, Tensor, Tensor | None]] | None:

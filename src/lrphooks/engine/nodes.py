@@ -26,14 +26,21 @@ if TYPE_CHECKING:
 class Passes:
     """Which backward passes over the graph of one run are relevance passes."""
 
-    __slots__ = ("_identifiers",)
+    __slots__ = ("_derivatives", "_identifiers")
 
     def __init__(self) -> None:
         self._identifiers: set[int] = set()
+        self._derivatives: set[int] = set()
 
     def begin(self) -> None:
-        """Declare the backward pass now running to be a relevance pass."""
-        self._identifiers.add(torch._C._current_graph_task_id())
+        """Declare the backward pass now running to be a relevance pass, unless it differentiates relevance."""
+        current = torch._C._current_graph_task_id()
+        if current not in self._derivatives:
+            self._identifiers.add(current)
+
+    def differentiate(self) -> None:
+        """Declare the backward pass now running to differentiate relevance, so that everything in it is true."""
+        self._derivatives.add(torch._C._current_graph_task_id())
 
     @property
     def relevance(self) -> bool:
@@ -88,7 +95,28 @@ class InputNode(Function):
         (x,) = ctx.saved_tensors
         if gradient is not None and ctx.run.times_input:
             gradient = gradient * x
-        return None, _sum(gradient, relevance)
+        total = _sum(gradient, relevance)
+        if total is not None and torch.is_grad_enabled():
+            total = RelevanceNode.apply(ctx.run, total)
+        return None, total
+
+
+class RelevanceNode(Function):
+    """Relevance that may be differentiated again.
+
+    Its backward comes before that of the output, which is older, so a pass that differentiates relevance is known
+    as such even where it also goes through the output: a seed that depends on the output, or a loss of both.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, relevance: Tensor) -> Tensor:
+        ctx.run = run
+        return relevance.view_as(relevance)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        ctx.run.passes.differentiate()
+        return None, gradient
 
 
 class OutputNode(Function):
@@ -97,7 +125,8 @@ class OutputNode(Function):
     @staticmethod
     def forward(ctx: Any, run: Run, output: Tensor) -> Tensor:
         ctx.run = run
-        return output.view_as(output)
+        # A copy, since the caller may write to the output in place, which a view made here would forbid.
+        return output.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
@@ -154,20 +183,21 @@ class ElementwiseNode(Function):
     def forward(
         ctx: Any,
         run: Run,
-        function: Callable[[Tensor], Tensor],
+        function: Callable[..., Tensor],
         ratio: Callable[[Tensor, Tensor], Tensor],
         x: Tensor,
+        *others: Tensor,
     ) -> Tensor:
         ctx.run, ctx.function, ctx.ratio = run, function, ratio
-        ctx.save_for_backward(x)
-        return function(x)
+        ctx.save_for_backward(x, *others)
+        return function(x, *others)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
+        tensors = ctx.saved_tensors
         if ctx.run.passes.relevance:
-            return None, None, None, ctx.ratio(x, gradient)
-        return None, None, None, *true_derivative(ctx.function, (x,), gradient, (True,))
+            return None, None, None, ctx.ratio(tensors[0], gradient), *(None for _ in tensors[1:])
+        return None, None, None, *true_derivative(ctx.function, tensors, gradient, ctx.needs_input_grad[3:])
 
 
 class PassNode(Function):
@@ -191,6 +221,38 @@ class PassNode(Function):
         return None, per_input(total, a), None, None
 
 
+class TwinNode(Function):
+    """A value computed in one piece, with the autograd graph of a twin that computes the same step by step.
+
+    The twin's own nodes tell the passes apart. The value comes in a tuple, which autograd looks past.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: tuple[Tensor], twin: Tensor) -> Tensor:
+        return value[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient
+
+
+class ShareNode(Function):
+    """Hands on the share of the modified gradient that a tensor gives for each element."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, share: Tensor, x: Tensor) -> Tensor:
+        ctx.run = run
+        ctx.save_for_backward(share)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        if not ctx.run.passes.relevance:
+            return None, None, gradient
+        (share,) = ctx.saved_tensors
+        return None, None, gradient * share
+
+
 class NormalizationNode(Function):
     """A normalisation: centred and scaled by a standard deviation that counts as constant."""
 
@@ -199,10 +261,12 @@ class NormalizationNode(Function):
         ctx: Any,
         run: Run,
         function: Callable[..., Tensor],
+        again: Callable[..., Tensor],
         linearized: Callable[..., Tensor],
         *tensors: Tensor | None,
     ) -> Tensor:
-        ctx.run, ctx.function, ctx.linearized = run, function, linearized
+        # What runs again for the derivative must not record its statistics a second time.
+        ctx.run, ctx.function, ctx.linearized = run, again, linearized
         ctx.save_for_backward(*tensors)
         return function(*tensors)
 
@@ -210,9 +274,40 @@ class NormalizationNode(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         if ctx.run.passes.relevance:
-            return None, None, None, ctx.linearized(gradient, *tensors), *(None for _ in tensors[1:])
-        need = ctx.needs_input_grad[3:]
-        return None, None, None, *true_derivative(ctx.function, tensors, gradient, need)
+            return None, None, None, None, ctx.linearized(gradient, *tensors), *(None for _ in tensors[1:])
+        need = ctx.needs_input_grad[4:]
+        return None, None, None, None, *true_derivative(ctx.function, tensors, gradient, need)
+
+
+class BatchNormNode(Function):
+    """An evaluated BatchNorm: a fixed factor for each channel.
+
+    torch's own backward is not used for the input: for a batch of one whose gradient is laid out channels last, that
+    of torch 2.13 on the CPU is wrong.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, run: Run, function: Callable[..., Tensor], eps: float, x: Tensor, *parameters: Tensor | None
+    ) -> Tensor:
+        ctx.run, ctx.function, ctx.eps = run, function, eps
+        # The input itself is needed for derivatives with respect to parameters alone.
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[4:]) else None, *parameters)
+        return function(x, *parameters)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+        _, variance, gain, _ = parameters
+        scale = (variance + ctx.eps).rsqrt()
+        if gain is not None:
+            scale = scale * gain
+        through = gradient * scale.to(gradient.dtype).reshape(1, -1, *(1,) * (gradient.dim() - 2))
+        if ctx.run.passes.relevance or x is None:
+            return None, None, None, through, *(None for _ in parameters)
+        need = (False, *ctx.needs_input_grad[4:])
+        others = true_derivative(ctx.function, (x, *parameters), gradient.contiguous(), need)
+        return None, None, None, through, *others[1:]
 
 
 def unaliased(tensor: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class Note:
 
     constant: it carries no relevance: made of parameters alone, or of values that a rule declared constant.
     nonnegative: no element is below zero, known from the operation that made it.
+    offset: it is a constant other than 0 plus something, as in ``1 + tanh(u)``: as a factor, it gates.
     pending: the ruled linear layer that made it, whose rule waits to see what consumes the output.
     settled: the same layer once its rule is set on the tensor.
     link: makes the tensor whose gradient is relevance itself rather than the modified gradient.
@@ -35,6 +36,7 @@ class Note:
     version: int
     constant: Constant = ""
     nonnegative: bool = False
+    offset: bool = False
     pending: LayerCall | None = None
     settled: LayerCall | None = None
     link: Callable[[], Tensor | None] | None = None

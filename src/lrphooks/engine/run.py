@@ -20,7 +20,7 @@ from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS
 from lrphooks.engine.interception import Interception
-from lrphooks.engine.layer_call import LayerCall
+from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, PassNode, ScaleNode
 from lrphooks.operations import Operation
 from lrphooks.rules.base import Rule
@@ -51,7 +51,11 @@ class Run:
         self.parameters = False
         self.times_input = plan.composite.attribution == "relevance"
         self.frames: list[Frame] = []
+        #: The recurrent operation whose cells are running.
+        self.unrolled = ""
         self._claimed: dict[Any, tuple[int, str]] = {}
+        # The number of the first node of this run.
+        self._began = sys.maxsize
         self._shields: dict[int, tuple[Tensor, Tensor]] = {}
 
     # --- the boundary ---
@@ -59,6 +63,7 @@ class Run:
     def enter_input(self, x: Tensor) -> Tensor:
         """Return the explained input as the model is to see it."""
         inner, link = InputNode.apply(self, x)
+        self._began = min(self._began, inner.grad_fn._sequence_nr())
         notes.write(inner, self, link=lambda: link)
         return inner  # type: ignore[no-any-return]
 
@@ -116,14 +121,21 @@ class Run:
         if not isinstance(value, Tensor) or not value.requires_grad or value.is_leaf:
             return False
         note = notes.read(value, self)
-        return note is None or not note.constant
+        return not self._constant_kind(value, note)
+
+    def _constant_kind(self, tensor: Tensor, note: notes.Note | None) -> notes.Constant:
+        """Return what kind of constant a tensor that is no leaf is, empty if it carries relevance."""
+        if note is not None:
+            return note.constant
+        # Nodes are numbered as they are made: an older one cannot lead to the input of this run.
+        older = tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() < self._began
+        return "parameter" if older else ""
 
     def made_of_parameters(self, tensor: Tensor) -> bool:
         """Whether the tensor is a parameter or was made of parameters alone."""
         if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
             return True
-        note = notes.read(tensor, self)
-        return note is not None and note.constant == "parameter"
+        return self._constant_kind(tensor, notes.read(tensor, self)) == "parameter"
 
     def shield(self, tensor: Tensor) -> Tensor:
         """Return a constant as operations are to see it: it receives nothing in a relevance pass."""
@@ -136,6 +148,11 @@ class Run:
             self._shields[id(tensor)] = (tensor, shielded)
         return shielded
 
+    def shielded(self, call: Call) -> Call:
+        """Return the call with all its constants shielded."""
+        operands = tensors_in((call.args, call.kwargs))
+        return call.replaced({id(t): self.shield(t) for t in operands if t.requires_grad and not self.carries(t)})
+
     # --- every call ---
 
     def execute(
@@ -147,10 +164,10 @@ class Run:
             return self._constant(function, args, kwargs, constants, stopped)
         call = Call(operation, function, args, kwargs, dependent)
         if operation.kind == "batch norm" and not call.argument(5, "training", False):
-            return self._batch_norm(call, constants, waiting)
+            return self._batch_norm(call, waiting)
         if waiting:
             call = self._settle(call, waiting)
-        if operation.kind in ("unknown", "recurrent"):
+        if operation.kind == "unknown":
             return self._unknown(call)
         if operation.kind == "linear":
             return linear.linear(self, call, self._rule(call))
@@ -158,7 +175,7 @@ class Run:
             dense = linear.weight_of_product(self, call)
             rule = None if dense is None else self._layer_rule(call, dense[1][1])
             if dense is not None and rule is not None:
-                return linear.execute(self, call, rule, *dense)
+                return linear.execute(self, call, rule, *dense, function=linear.product_of_weight(call))
         if constants:
             call = call.replaced({id(t): self.shield(t) for t in constants})
         return HANDLERS[operation.kind](self, call, self._rule(call))
@@ -175,13 +192,16 @@ class Run:
             if not tensor.requires_grad:
                 continue
             note = None if tensor.is_leaf else notes.read(tensor, self)
-            if tensor.is_leaf or (note is not None and note.constant):
+            kind = "parameter" if tensor.is_leaf else self._constant_kind(tensor, note)
+            if kind:
                 constants.append(tensor)
-                stopped = stopped or (note is not None and note.constant == "stopped")
+                stopped = stopped or kind == "stopped"
                 continue
             dependent.append(tensor)
             if note is not None and note.pending is not None:
                 waiting.append((tensor, note.pending))
+            elif note is None and (layer := behind_hooks(tensor)) is not None:
+                waiting.append((tensor, layer))
         return dependent, constants, waiting, stopped
 
     def _constant(self, function: Any, args: Any, kwargs: Any, constants: list[Tensor], stopped: bool) -> Any:
@@ -197,23 +217,30 @@ class Run:
         change: dict[int, Tensor] = {}
         followed = call.operation.name in ("relu", "relu6") and isinstance(self._rule(call), Gradient | Identity | Pass)
         for tensor, layer in waiting:
+            if tensor._is_view():
+                change[id(tensor)] = layer.settle(tensor, in_place=False)
+                continue
             if notes.read(tensor, self) is None:
                 continue
             if followed and layer.input_nonnegative and not call.writes_in_place:
                 # Other consumers may see negative values, so this one gets a node of its own.
                 change[id(tensor)] = layer.settle(tensor, relu_follows=True, in_place=False)
+            elif layer.hooks != saving_hooks() or layer.fate.kept:
+                # A checkpoint began behind the layer and keeps its output, which must stay as it is from now on.
+                layer.fate.kept = True
+                change[id(tensor)] = layer.settle(tensor, in_place=False)
             else:
                 layer.settle(tensor, relu_follows=followed and call.writes_in_place)
         return call.replaced(change)
 
-    def _batch_norm(self, call: Call, constants: list[Tensor], waiting: list[tuple[Tensor, LayerCall]]) -> Any:
+    def _batch_norm(self, call: Call, waiting: list[tuple[Tensor, LayerCall]]) -> Any:
         layer = waiting[0][1] if waiting and waiting[0][1].batch_norm is None else None
         if waiting and layer is None:
             call = self._settle(call, waiting)
         if layer is None:
             note = notes.read(call.dependent[0], self)
             layer = None if note is None else note.settled
-        return linear.batch_norm(self, call, call.replaced({id(t): self.shield(t) for t in constants}), layer)
+        return linear.batch_norm(self, call, layer)
 
     def _unknown(self, call: Call) -> Any:
         out = call.invoke()
@@ -263,14 +290,17 @@ class Run:
         frame = self.frames[-1] if self.frames else None
         if frame is not None:
             frame.served = True
-        module = self.plan.layer_module(frame.module if frame else None, weight)
+        running = frame.module if frame else None
+        module = self.plan.layer_module(running, weight)
         for rule, first in self.plan.layer_candidates(module, call.operation):
             if first is None:
                 return rule
-            owner = (id(module), call.operation.name)
+            owner = (id(running), self.unrolled) if self.unrolled else (id(module), call.operation.name)
             claimed = self._claimed.get(first)
-            # A checkpoint that runs its part again finds the first layer where it was.
-            if claimed is None or (claimed == owner and torch._C._current_graph_task_id() != -1):
+            # The cells of a recurrent layer are one layer, and a checkpoint that runs its part again finds the first
+            # layer where it was.
+            again = bool(self.unrolled) or torch._C._current_graph_task_id() != -1
+            if claimed is None or (claimed == owner and again):
                 self._claimed[first] = owner
                 return rule
         return None

@@ -34,21 +34,20 @@ class Session(AbstractContextManager["Composite"]):
         # Contexts belong to the thread that entered them, so this needs no lock.
         self._running_modes: list[AbstractContextManager[Any]] = []
         self._plan: Plan | None = None
-        self._cache: WeightCache | None = None
 
     def __enter__(self) -> Composite:
         if self._entered:
             raise LRPError("This context was entered before; call composite.context(model) anew for each with block.")
         _check_model(self._model)
         self._plan = Plan(self._composite, self._model)
-        self._cache = WeightCache(self._model)
         self._entered = True
         with ExitStack() as stack:
             for module in self._model.modules():
                 # Hooks tell the threads apart, so a model may be explained in one while it serves another.
                 pre = self._enter_model if module is self._model else self._enter_module
                 post = self._leave_model if module is self._model else self._leave_module
-                before = module.register_forward_pre_hook(pre, with_kwargs=True)
+                # First, so that the user's own hooks count as part of the model.
+                before = module.register_forward_pre_hook(pre, with_kwargs=True, prepend=module is self._model)
                 stack.callback(before.remove)
                 after = module.register_forward_hook(post, with_kwargs=True, always_call=True)
                 stack.callback(after.remove)
@@ -58,6 +57,9 @@ class Session(AbstractContextManager["Composite"]):
         return self._composite
 
     def __exit__(self, *exception: object) -> None:
+        # torch runs no hooks after KeyboardInterrupt and its like, so a forward pass may have been left open.
+        while self._running_modes:
+            self._running_modes.pop().__exit__(None, None, None)
         self._stack.close()
 
     # --- hooks; a thread may run one in the moment it is removed, hence arguments that may be missing ---
@@ -66,7 +68,7 @@ class Session(AbstractContextManager["Composite"]):
         if not self._rules(module):
             return None
         kwargs = kwargs or {}
-        assert self._plan is not None and self._cache is not None
+        assert self._plan is not None
         if not torch.is_grad_enabled():
             inference = torch.is_inference_mode_enabled()
             raise LRPError(
@@ -76,10 +78,10 @@ class Session(AbstractContextManager["Composite"]):
             )
         if THREAD.runs:
             # Part of a model that is being explained: only the rules change, and the outer run goes on.
-            swap = _Swap(self, THREAD.runs[-1][1], self._plan, self._cache, module)
+            swap = _Swap(self, THREAD.runs[-1][1], self._plan, WeightCache(self._model), module)
             self._running_modes.append(swap)
             return None
-        run = Run(self, self._plan, self._cache)
+        run = Run(self, self._plan, WeightCache(self._model))
         args, kwargs = _explain_inputs(run, args, kwargs)
         mode = run.mode()
         mode.__enter__()
@@ -152,11 +154,13 @@ class _Swap(AbstractContextManager[None]):
 
 
 def _explain_inputs(run: Run, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    found: list[Tensor] = []
+    found: dict[int, tuple[Tensor, Tensor]] = {}
 
     def enter(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return run.enter_input(tensor)
+        # A tensor that is given twice stays one tensor.
+        if id(tensor) not in found:
+            found[id(tensor)] = (tensor, run.enter_input(tensor))
+        return found[id(tensor)][1]
 
     args, kwargs = containers.map_tensors((args, kwargs), enter, "input", keep=lambda t: not t.requires_grad)
     if not found:

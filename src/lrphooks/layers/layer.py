@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from lrphooks.layers.linear_map import LinearMap
@@ -29,10 +31,33 @@ class Route:
 
 @dataclass(frozen=True)
 class Term:
-    """The share ``z / denominator`` of the relevance, and the routes that carry it to the input."""
+    """One sum of contributions, which takes a share of the relevance and returns it by its routes.
 
-    denominator: Tensor
+    total: the sum D, bias included; contribution c of it receives ``share * R * c / stabilize(D)``.
+    routes: how the contributions of the inputs go back; their scales include the share.
+    stabilize: keeps D away from zero; None divides by D itself.
+    bias: the part of D that is bias.
+    share: the share of R that is distributed over D; those of all terms add up to 1.
+    empty: where no input contributes, so that what a division would return is only rounding; None for nowhere.
+    """
+
+    total: Tensor
     routes: tuple[Route, ...]
+    stabilize: Callable[[Tensor], Tensor] | None = None
+    bias: Tensor | float = 0.0
+    share: float = 1.0
+    empty: Tensor | None = None
+
+    def stabilized(self) -> Tensor:
+        """Return the stabilized D."""
+        return self.total if self.stabilize is None else self.stabilize(self.total)
+
+    def denominator(self) -> Tensor:
+        """Return the stabilized D, infinite where nothing contributes."""
+        denominator = self.stabilized()
+        if self.empty is None:
+            return denominator
+        return torch.where(self.empty, torch.full_like(denominator, math.inf), denominator)
 
 
 @dataclass(frozen=True)

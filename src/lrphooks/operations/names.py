@@ -22,7 +22,7 @@ SHAPE = """
 #: As SHAPE, with several results.
 SPLIT = """
     chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind unsafe_chunk unsafe_split
-    unsafe_split_with_sizes broadcast_tensors meshgrid iter
+    unsafe_split_with_sizes broadcast_tensors meshgrid iter _pack_padded_sequence
 """
 
 #: Selects among values, or is piecewise linear through the origin: the plain gradient hands on all relevance.
@@ -47,7 +47,7 @@ LINEAR_COMBINATION = """
     upsample_trilinear3d fold unfold embedding embedding_bag diff segment_reduce fft ifft fft2 ifft2 fftn ifftn rfft
     irfft rfft2 irfft2 rfftn irfftn hfft ihfft fftshift ifftshift stft istft real imag view_as_real view_as_complex
     complex conj conj_physical alpha_dropout feature_alpha_dropout unfold_copy im2col col2im data_sparse
-    block_diag cartesian_prod combinations
+    block_diag cartesian_prod combinations pad_sequence _pad_packed_sequence
 """
 
 #: Multiplies activations: each receives an equal part.

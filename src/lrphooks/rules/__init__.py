@@ -11,6 +11,7 @@ from lrphooks.rules.operation import (
     Identity,
     Normalize,
     Pass,
+    Proportional,
     TakesAll,
     Uniform,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "LinearRule",
     "Normalize",
     "Pass",
+    "Proportional",
     "Rule",
     "Stabilizer",
     "TakesAll",

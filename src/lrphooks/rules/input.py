@@ -23,6 +23,10 @@ class InputRule(Rule):
     def redistribute(self, layer: Layer, relevance: Tensor) -> Tensor:
         """Return the relevance of the layer's input; a differentiable, pure function of its tensors."""
 
+    @abstractmethod
+    def denominators(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Return the sum of contributions of each output, as it is and stabilized."""
+
 
 def _ones(layer: Layer) -> Tensor:
     """Return an all-ones input of batch size 1: structural denominators depend on the shape alone."""
@@ -46,11 +50,12 @@ class WSquare(InputRule):
     def __post_init__(self) -> None:
         Stabilizer.ensure("WSquare", "stabilizer", self.stabilizer)
 
+    def denominators(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        total = layer.map.forward(_ones(layer), layer.weight.square())
+        return total, Stabilizer.ensure("WSquare", "stabilizer", self.stabilizer)(total)
+
     def redistribute(self, layer: Layer, relevance: Tensor) -> Tensor:
-        squared = layer.weight.square()
-        stabilize = Stabilizer.ensure("WSquare", "stabilizer", self.stabilizer)
-        denominator = stabilize(layer.map.forward(_ones(layer), squared))
-        return layer.map.transpose(relevance / denominator, layer.input, squared)
+        return layer.map.transpose(relevance / self.denominators(layer)[1], layer.input, layer.weight.square())
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,13 @@ class Flat(InputRule):
     def __post_init__(self) -> None:
         Stabilizer.ensure("Flat", "stabilizer", self.stabilizer)
 
+    def denominators(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        total = layer.map.forward(_ones(layer), torch.ones_like(layer.weight))
+        return total, Stabilizer.ensure("Flat", "stabilizer", self.stabilizer)(total)
+
     def redistribute(self, layer: Layer, relevance: Tensor) -> Tensor:
         ones = torch.ones_like(layer.weight)
-        stabilize = Stabilizer.ensure("Flat", "stabilizer", self.stabilizer)
-        denominator = stabilize(layer.map.forward(_ones(layer), ones))
-        return layer.map.transpose(relevance / denominator, layer.input, ones)
+        return layer.map.transpose(relevance / self.denominators(layer)[1], layer.input, ones)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,25 +162,35 @@ class ZBox(InputRule):
             ) from error
         return value
 
-    def redistribute(self, layer: Layer, relevance: Tensor) -> Tensor:
-        a, weight, linear_map = layer.input, layer.weight, layer.map
+    def _bounds(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return both bounds, and w^+ l + w^- h as one weight where they are one value a channel."""
+        a, linear_map = layer.input, layer.map
         low = self._bound("low", a, linear_map.output_channel_dim)
         high = self._bound("high", a, linear_map.output_channel_dim)
-        up, down = weight.clamp(min=0), weight.clamp(max=0)
-        stabilize = Stabilizer.ensure("ZBox", "stabilizer", self.stabilizer)
-        low_weight = linear_map.per_input_channel(up, low, a)
-        high_weight = linear_map.per_input_channel(down, high, a)
-        linear = layer.output - layer.bias_like(layer.bias)
-        if low_weight is not None and high_weight is not None:
-            # One bound a channel: w^+ l + w^- h is one map, of the input's shape alone.
-            bounds = low_weight + high_weight
-            s = relevance / stabilize(linear - linear_map.forward(_ones(layer), bounds))
-            return a * linear_map.transpose(s, a, weight) - linear_map.transpose(s, a, bounds)
-        low, high = low.expand_as(a), high.expand_as(a)
-        offset = linear_map.forward(low, up) + linear_map.forward(high, down)
-        s = relevance / stabilize(linear - offset)
+        low_weight = linear_map.per_input_channel(layer.weight.clamp(min=0), low, a)
+        high_weight = linear_map.per_input_channel(layer.weight.clamp(max=0), high, a)
+        joint = None if low_weight is None or high_weight is None else low_weight + high_weight
+        return low.expand_as(a), high.expand_as(a), joint
+
+    def denominators(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        low, high, joint = self._bounds(layer)
+        weight, linear_map = layer.weight, layer.map
+        if joint is None:
+            offset = linear_map.forward(low, weight.clamp(min=0)) + linear_map.forward(high, weight.clamp(max=0))
+        else:
+            # One bound a channel: the offset is one map, and depends on the input's shape alone.
+            offset = linear_map.forward(_ones(layer), joint)
+        total = layer.output - layer.bias_like(layer.bias) - offset
+        return total, Stabilizer.ensure("ZBox", "stabilizer", self.stabilizer)(total)
+
+    def redistribute(self, layer: Layer, relevance: Tensor) -> Tensor:
+        low, high, joint = self._bounds(layer)
+        a, weight, transpose = layer.input, layer.weight, layer.map.transpose
+        s = relevance / self.denominators(layer)[1]
+        if joint is not None:
+            return a * transpose(s, a, weight) - transpose(s, a, joint)
         return (
-            a * linear_map.transpose(s, a, weight)
-            - low * linear_map.transpose(s, a, up)
-            - high * linear_map.transpose(s, a, down)
+            a * transpose(s, a, weight)
+            - low * transpose(s, a, weight.clamp(min=0))
+            - high * transpose(s, a, weight.clamp(max=0))
         )

@@ -81,7 +81,7 @@ class Epsilon(LinearRule):
 
     def terms(self, layer: Layer) -> tuple[Term, ...]:
         stabilizer = Stabilizer.ensure("Epsilon", "epsilon", self.epsilon)
-        return (Term(stabilizer(layer.output), (Route("plain", 1.0),)),)
+        return (Term(layer.output, (Route("plain", 1.0),), stabilizer, bias=layer.bias_like(layer.bias)),)
 
 
 @dataclass(frozen=True)
@@ -114,26 +114,28 @@ class Gamma(LinearRule):
         gamma = float(self.gamma)
         bias = layer.bias
         if layer.input_nonnegative and layer.relu_follows:
-            raised = None if bias is None else bias + gamma * bias.clamp(min=0)
-            denominator = layer.apply("raised", gamma) + layer.bias_like(raised)
-            return (Term(stabilize(denominator), (Route("raised", 1.0),)),)
+            raised = layer.bias_like(None if bias is None else bias + gamma * bias.clamp(min=0))
+            return (Term(layer.apply("raised", gamma) + raised, (Route("raised", 1.0),), stabilize, bias=raised),)
         z = layer.output
         total = layer.apply("absolute")
         linear = z - layer.bias_like(bias)
         bias_up = layer.bias_like(None if bias is None else bias.clamp(min=0))
         bias_down = layer.bias_like(None if bias is None else bias.clamp(max=0))
-        if stabilize.norm_scale:
+        routes = (Route("plain", 1 + gamma / 2), Route("absolute", gamma / 2, signed=True))
+        favoured = (linear + torch.copysign(total, z)) / 2
+        bias_part: Tensor | float = 0.0
+        if bias is not None:
+            favoured_bias = torch.where(z < 0, bias_down, bias_up)
+            favoured = favoured + favoured_bias
+            bias_part = layer.bias_like(bias) + gamma * favoured_bias
+
+        def by_norm(_: Tensor) -> Tensor:
             # The norm is that of a whole denominator, so each of the two is needed everywhere.
             rising = stabilize(z + gamma * ((linear + total) / 2 + bias_up))
             falling = stabilize(z + gamma * ((linear - total) / 2 + bias_down))
-            denominator = torch.where(z < 0, falling, rising)
-        else:
-            favoured = (linear + torch.copysign(total, z)) / 2
-            if bias is not None:
-                favoured = favoured + torch.where(z < 0, bias_down, bias_up)
-            denominator = stabilize(z + gamma * favoured)
-        routes = (Route("plain", 1 + gamma / 2), Route("absolute", gamma / 2, signed=True))
-        return (Term(denominator, routes),)
+            return torch.where(z < 0, falling, rising)
+
+        return (Term(z + gamma * favoured, routes, by_norm if stabilize.norm_scale else stabilize, bias=bias_part),)
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,10 @@ class ZPlus(_Stabilized):
     def terms(self, layer: Layer) -> tuple[Term, ...]:
         bias = layer.bias_like(None if layer.bias is None else layer.bias.clamp(min=0))
         if layer.input_nonnegative:
-            return (Term(self.stabilize(layer.apply("positive") + bias), (Route("positive", 1.0),)),)
+            return (Term(layer.apply("positive") + bias, (Route("positive", 1.0),), self.stabilize, bias=bias),)
         positive = _positive(layer.output - layer.bias_like(layer.bias), layer.apply("absolute"))
-        denominator = _nowhere(self.stabilize(positive + bias), positive)
-        return (Term(denominator, (Route("plain", 0.5), Route("absolute", 0.5))),)
+        routes = (Route("plain", 0.5), Route("absolute", 0.5))
+        return (Term(positive + bias, routes, self.stabilize, bias=bias, empty=positive == 0),)
 
 
 @dataclass(frozen=True)
@@ -202,12 +204,16 @@ class AlphaBeta(LinearRule):
             positive, negative = _positive(linear, total), _negative(linear, total)
             up = (Route("plain", alpha / 2), Route("absolute", alpha / 2))
             down = (Route("plain", -beta / 2), Route("absolute", beta / 2))
-        terms = (Term(_nowhere(stabilize(positive + bias_up), positive), up),)
+        terms = (Term(positive + bias_up, up, stabilize, bias_up, share=alpha, empty=positive == 0),)
         if beta == 0.0:
             return terms
-        # The negative sum is at most 0; a stabilizer takes exact zeros for positive, hence the change of sign.
-        shifted = -stabilize(-(negative + bias_down))
-        return (*terms, Term(_nowhere(shifted, negative), down))
+
+        def stabilize_negative(total: Tensor) -> Tensor:
+            # The sum is at most 0; a stabilizer takes exact zeros for positive, hence the changes of sign.
+            return -stabilize(-total)
+
+        second = Term(negative + bias_down, down, stabilize_negative, bias_down, share=-beta, empty=negative == 0)
+        return (*terms, second)
 
 
 #: A sum of contributions below this many units in the last place of its absolute terms is rounding, and truly 0.
@@ -234,8 +240,3 @@ def _remainder(linear: Tensor, positive: Tensor) -> Tensor:
     """Return N = w a - P for a P that was computed on its own, exactly 0 where it is only rounding."""
     negative = linear - positive
     return torch.where(-negative > _noise(positive + linear.abs()), negative, torch.zeros_like(negative))
-
-
-def _nowhere(denominator: Tensor, contributions: Tensor) -> Tensor:
-    """Return the denominator, infinite where no input contributes: what would be divided there is rounding only."""
-    return torch.where(contributions == 0, torch.full_like(denominator, math.inf), denominator)

@@ -65,6 +65,18 @@ class Uniform(Rule):
 
 
 @dataclass(frozen=True)
+class Proportional(Rule):
+    """An elementwise product hands each activation a part in proportion to its absolute value.
+
+    Formula: ``G_a = (dz/da)^T G * |a_k| / (|a_1| + ... + |a_n|)`` for each factor of ``z = a_1 a_2 ... a_n``.
+
+    References
+    ----------
+    Arras et al., "Explaining and Interpreting LSTMs", 2019 (LRP-abs).
+    """
+
+
+@dataclass(frozen=True)
 class TakesAll(Rule):
     """A product of activations hands all relevance to one of them, and the others count as constant gates.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lrphooks.engine.handlers import common, composed, elementwise, normalizing, products, structure
+from lrphooks.engine.handlers import common, composed, elementwise, normalizing, products, recurrent, structure
 from lrphooks.engine.handlers.common import Handler
 from lrphooks.operations import Kind
 from lrphooks.rules.base import Rule
@@ -29,6 +29,7 @@ CONVENTIONS: dict[Kind, Rule] = {
     "normalization": Normalize(),
     "batch norm": Normalize(),
     "composed": Gradient(),
+    "recurrent": Gradient(),
 }
 
 HANDLERS: dict[Kind, Handler] = {
@@ -51,4 +52,5 @@ HANDLERS: dict[Kind, Handler] = {
     "normalization": normalizing.normalization,
     "batch norm": normalizing.normalization,
     "composed": composed.composed,
+    "recurrent": recurrent.recurrent,
 }

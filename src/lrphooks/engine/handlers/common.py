@@ -46,12 +46,18 @@ def in_place(run: Run, call: Call, handler: Handler, rule: Rule) -> Tensor:
     return target
 
 
-def function_of(call: Call) -> Callable[[Tensor], Tensor]:
-    """Return the call as a function of its one dependent tensor."""
+def learned(call: Call) -> list[Tensor]:
+    """Return the constants of a call that have a derivative of their own, such as a learned exponent."""
     source = call.dependent[0]
+    return [t for t in tensors_in((call.args, call.kwargs)) if t is not source and t.requires_grad]
 
-    def function(x: Tensor) -> Tensor:
-        change = {id(source): x}
+
+def function_of(call: Call) -> Callable[..., Tensor]:
+    """Return the call as a function of its one dependent tensor, and of its learned constants where they are given."""
+    sources = [call.dependent[0], *learned(call)]
+
+    def function(*tensors: Tensor) -> Tensor:
+        change = {id(source): tensor for source, tensor in zip(sources, tensors, strict=False)}
         out: Tensor = call.function(*replace_tensors(call.args, change), **replace_tensors(call.kwargs, change))
         return out
 

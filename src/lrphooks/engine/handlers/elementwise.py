@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
-from lrphooks.engine.handlers.common import function_of, in_place, plain
+from lrphooks.engine.handlers.common import function_of, in_place, learned, plain
 from lrphooks.engine.nodes import ElementwiseNode
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU
@@ -30,7 +30,7 @@ def relu(run: Run, call: Call, rule: Rule) -> Any:
         if call.writes_in_place:
             return in_place(run, call, relu, rule)
         ratio = _guided if isinstance(rule, GuidedReLU) else _deconvolved
-        out = ElementwiseNode.apply(run, function_of(call), ratio, call.dependent[0])
+        out = ElementwiseNode.apply(run, function_of(call), ratio, call.dependent[0], *learned(call))
     else:
         source = call.dependent[0]
         note = notes.read(source, run)
@@ -52,7 +52,7 @@ def activation(run: Run, call: Call, rule: Rule) -> Any:
     ratio = _RATIOS.get(call.operation.name) if len(call.args) + len(call.kwargs) == 1 else None
     if ratio is None:
         ratio = partial(_quotient, function)
-    return ElementwiseNode.apply(run, function, ratio, call.dependent[0])
+    return ElementwiseNode.apply(run, function, ratio, call.dependent[0], *learned(call))
 
 
 def power(run: Run, call: Call, rule: Rule) -> Any:
@@ -62,8 +62,8 @@ def power(run: Run, call: Call, rule: Rule) -> Any:
     base = call.argument(0, "input", call.kwargs.get("self"))
     if call.operation.reversed:
         exponent, base = base, exponent
-    if isinstance(exponent, Tensor) and not exponent.requires_grad:
-        exponent = float(exponent.min())
+    if isinstance(exponent, Tensor) and not run.carries(exponent):
+        exponent = float(exponent.detach().min())
     keeps_zero = isinstance(exponent, int | float) and exponent > 0
     if keeps_zero or isinstance(rule, Gradient):
         return activation(run, call, rule)

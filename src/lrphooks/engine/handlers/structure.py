@@ -29,6 +29,9 @@ def shape(run: Run, call: Call, rule: Rule) -> Any:
     link = note.link
     if note.nonnegative or link is not None:
         follow = partial(_rearranged, link, call, id(source)) if link is not None else None
+        if "dropout" in call.operation.name:
+            # Run again, it would draw another mask; what arrives as relevance keeps its place.
+            follow = link  # type: ignore[assignment]
         notes.write(out, run, nonnegative=note.nonnegative, link=follow)
     return out
 
@@ -95,7 +98,8 @@ def combination(run: Run, call: Call, rule: Rule) -> Any:
         known = [notes.read(t, run) for t in operands]
         scalars = [a for a in call.args if isinstance(a, int | float)] if name == "add" else []
         nonnegative = all(n is not None and n.nonnegative for n in known) and all(s >= 0 for s in scalars)
+    offset = name in ("add", "sub") and any(isinstance(a, int | float) and a != 0 for a in call.args)
     out = plain(run, call, rule)
-    if nonnegative and isinstance(out, Tensor):
-        notes.write(out, run, nonnegative=True)
+    if (nonnegative or offset) and isinstance(out, Tensor):
+        notes.write(out, run, nonnegative=nonnegative, offset=offset)
     return out

@@ -1,0 +1,323 @@
+"""Matchers: types, tuples, groups, names, predicates, functions, and the first executed layer."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lrphooks import Composite, LRPError, UnmatchedError, matching
+from lrphooks.matching import Activation, AnyLinear, Convolution, First, Linear
+from lrphooks.rules import Constant, Epsilon, Flat, Gamma, Gradient, GuidedReLU, Identity, Pass, ZBox, ZPlus
+from small_networks import equal, every_layer, network, relevance
+
+
+class Model(nn.Module):
+    """Registers its layers in another order than it runs them, one of them never."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(6, 3)
+        self.unused = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.act = nn.ReLU()
+        self.first = nn.Linear(6, 6)
+        self.double()
+
+    def forward(self, x):
+        return self.head(self.act(self.second(self.act(self.first(x)))))
+
+
+X = torch.linspace(-1, 1.5, 18, dtype=torch.float64).reshape(3, 6)
+
+
+def same(one, two, model=None, x=X):
+    model = Model() if model is None else model
+    equal(relevance(one, model, x), relevance(two, model, x))
+
+
+def by_name(**rules):
+    """The reference: every layer by its own name."""
+    return Composite(list(rules.items()))
+
+
+REFERENCE = by_name(first=ZPlus(), second=Gamma(1.0), head=Epsilon(0.1), unused=Epsilon())
+
+
+class Own(nn.Linear):
+    pass
+
+
+def is_second(name, module):
+    assert isinstance(name, str)
+    assert isinstance(module, nn.Module)
+    return name == "second"
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [("first", ZPlus()), ("second", Gamma(1.0)), (nn.Linear, Epsilon(0.1))],
+        [("fi*", ZPlus()), ("*con?", Gamma(1.0)), (Linear, Epsilon(0.1))],
+        [("[f]irst", ZPlus()), (is_second, Gamma(1.0)), (AnyLinear, Epsilon(0.1))],
+        [(("first", nn.Conv2d), ZPlus()), ((is_second,), Gamma(1.0)), ((nn.Linear, nn.Conv2d), Epsilon(0.1))],
+        [(First(nn.Linear), ZPlus()), ("second", Gamma(1.0)), ("*", Epsilon(0.1))],
+        [(First(("second", "first")), ZPlus()), (First(("first", "second")), Gamma(1.0)), (F.linear, Epsilon(0.1))],
+        [("head", Epsilon(0.1)), ("unused", Gradient()), (First(F.linear), ZPlus()), (F.linear, Gamma(1.0))],
+        [("first", ZPlus()), ("first", Gamma(9.0)), ("second", Gamma(1.0)), (nn.Linear, Epsilon(0.1))],
+    ],
+    ids=["type", "glob", "predicate", "tuple", "first", "two firsts", "functions", "first match wins"],
+)
+def test_ways_to_write_one_composite(entries):
+    same(Composite(entries), REFERENCE)
+
+
+def test_subclasses_match_their_base():
+    model = Model()
+    model.second = Own(6, 6).double()
+    reference = by_name(first=Epsilon(0.1), second=ZPlus(), head=Epsilon(0.1), unused=Epsilon())
+    same(Composite([(Own, ZPlus()), (nn.Linear, Epsilon(0.1))]), reference, model)
+    same(Composite([("second", ZPlus()), (AnyLinear, Epsilon(0.1))]), reference, model)
+
+
+# --- names -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unmatched", ["error", "warn", "gradient"])
+@pytest.mark.parametrize("matcher", ["secnd", "block.*", "Second", "head.weight", First("secnd"), ("first", "secnd")])
+def test_a_name_that_no_module_has_is_an_error(matcher, unmatched):
+    """Whatever ``unmatched`` says, with the names that there are."""
+    composite = Composite([("first", ZPlus()), (matcher, Gamma()), (AnyLinear, Epsilon())], unmatched=unmatched)
+    (pattern,) = [p for p in matching.patterns(matcher) if p != "first"]
+    message = rf"pattern '{re.escape(pattern)}' of entry 1 matches no module.*misspelt.*'head', 'unused', 'second'"
+    with pytest.raises(LRPError, match=message):
+        composite.assign(Model())
+    with pytest.raises(LRPError, match=message), composite.context(Model()):
+        pass
+
+
+def test_a_name_that_another_entry_took_is_no_error():
+    same(Composite([(nn.Linear, ZPlus()), ("second", Gamma())]), every_layer(ZPlus()))
+
+
+class Tied(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Linear(6, 6).double()
+        self.decoder = self.encoder
+
+    def forward(self, x):
+        return self.decoder(F.relu(self.encoder(x)))
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder", "dec*"])
+def test_every_name_of_a_shared_module_is_one(name):
+    same(Composite([(name, ZPlus())]), every_layer(ZPlus()), Tied())
+
+
+# --- First -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("matcher", [nn.Linear, AnyLinear, Linear, "*", (nn.Linear, nn.Conv2d), ("first", "head")])
+def test_first_is_the_first_executed(matcher):
+    """Not the first registered: ``head`` is, and ``unused`` never runs."""
+    reference = by_name(first=Flat(), second=ZPlus(), head=ZPlus(), unused=ZPlus())
+    same(Composite([(First(matcher), Flat()), (AnyLinear, ZPlus())]), reference)
+
+
+class Functions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.w2, self.w1 = (nn.Parameter(torch.randn(6, 6, dtype=torch.float64)) for _ in range(2))
+
+    def forward(self, x):
+        return F.linear(F.relu(F.linear(x, self.w1)), self.w2)
+
+
+def test_first_counts_functions_too():
+    model = Functions()
+    twin = nn.Sequential(nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False)).double()
+    twin[0].weight, twin[2].weight = model.w1, model.w2
+    composite = Composite([(First(AnyLinear), Flat()), (AnyLinear, ZPlus())])
+    equal(relevance(composite, model, X), relevance(by_name(**{"0": Flat(), "2": ZPlus()}), twin, X))
+
+
+class Branches(nn.Module):
+    """Which layer runs first depends on the input; a layer runs before it on constants alone."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.position, self.left, self.right, self.head = (nn.Linear(6, 6) for _ in range(4))
+        self.register_buffer("grid", torch.randn(3, 6))
+        self.double()
+
+    def forward(self, x):
+        position = self.position(self.grid)
+        x = self.left(x) if x.sum() > 0 else self.right(x)
+        return self.head(F.relu(x + position))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_first_is_decided_in_each_forward_pass(sign):
+    """By layers that see the explained input, so not by the one that makes a constant."""
+    composite = Composite([(First(nn.Linear), Flat()), (nn.Linear, ZPlus())])
+    first, other = ("left", "right") if sign > 0 else ("right", "left")
+    reference = by_name(**{first: Flat(), other: ZPlus(), "head": ZPlus(), "position": ZPlus()})
+    same(composite, reference, Branches(), sign * X.abs())
+
+
+def test_first_alone_leaves_the_others_unmatched():
+    """Which is an error that names a layer, not a silent gradient."""
+    with pytest.raises(UnmatchedError, match=r"(head|second|unused|linear)"):
+        relevance(Composite([(First(nn.Linear), Flat())]), Model(), X)
+
+
+def test_first_of_convolutions_leaves_an_earlier_dense_layer_alone():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv2, self.conv1 = nn.Conv1d(1, 2, 3), nn.Conv1d(1, 1, 3, padding=1)
+            self.fc = nn.Linear(6, 6)
+            self.double()
+
+        def forward(self, x):
+            return self.conv2(self.conv1(self.fc(x).unsqueeze(1)).relu()).flatten(1)
+
+    reference = by_name(fc=Epsilon(0.1), conv1=ZBox(-3, 3), conv2=ZPlus())
+    composite = Composite([(First(Convolution), ZBox(-3, 3)), (Convolution, ZPlus()), (Linear, Epsilon(0.1))])
+    same(composite, reference, Mixed())
+
+
+# --- the model itself, groups, functions ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "matcher",
+    [nn.Linear, Linear, AnyLinear, (nn.Linear, nn.Conv2d), First(nn.Linear), F.linear, lambda n, m: True, "*"],
+    ids=["type", "group", "any", "tuple", "first", "function", "predicate", "star"],
+)
+def test_a_model_that_is_one_layer(matcher):
+    """It has no name, so patterns do not see it, but everything else does."""
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 3).double()
+    if matcher == "*":
+        with pytest.raises(LRPError, match=r"pattern '\*'.*matches no module"):
+            relevance(Composite([(matcher, ZPlus())]), layer, X)
+        return
+    expected = relevance(Composite([("0", ZPlus())]), nn.Sequential(layer), X)
+    equal(relevance(Composite([(matcher, ZPlus())]), layer, X), expected)
+
+
+def test_pass_serves_the_model_itself():
+    """Relevance of the output is that of the input, whatever is computed between."""
+
+    class Shift(nn.Module):
+        def forward(self, x):
+            return 2 * x + 1
+
+    found = relevance(Composite([(Shift, Pass())]), Shift(), X)
+    seed = torch.linspace(1, -0.5, X.numel(), dtype=X.dtype).reshape(X.shape)
+    equal(found, (2 * X + 1) * seed)
+
+
+@pytest.mark.parametrize("call", [F.relu, torch.relu, torch.Tensor.relu, torch.Tensor.relu_, "inplace", nn.ReLU()])
+@pytest.mark.parametrize("matcher", [F.relu, torch.relu, torch.Tensor.relu, torch.relu_, Activation, matching.ReLU])
+def test_every_alias_of_a_function_counts(call, matcher):
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second, self.act = nn.Linear(6, 6), nn.Linear(6, 3), call
+            self.double()
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.second(F.relu(x, inplace=True) if call == "inplace" else call(x))
+
+    composite = Composite([(matcher, GuidedReLU()), (AnyLinear, Gradient())], attribution="gradient")
+    model = Calls()
+    z = (X @ model.first.weight.t() + model.first.bias).detach()
+    seed = torch.linspace(1, -0.5, 9, dtype=X.dtype).reshape(3, 3)
+    expected = ((seed @ model.second.weight).clamp(min=0) * (z > 0)) @ model.first.weight
+    equal(relevance(composite, model, X), expected.detach())
+
+
+def test_a_rule_for_functions_inside_a_module_ends_with_it():
+    """A module's rule holds for what it calls; outside of it the convention does."""
+
+    class Inner(nn.Module):
+        def forward(self, x):
+            return F.gelu(x)
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc, self.inner, self.act = nn.Linear(6, 6).double(), Inner(), nn.GELU()
+
+        def forward(self, x):
+            return F.gelu(self.act(self.inner(self.fc(x))))
+
+    model = Both()
+    inner = Composite([("inner", Gradient()), (AnyLinear, Epsilon(0))])
+    leaf = X.clone().requires_grad_()
+    z = model.fc(leaf)
+    h = F.gelu(z)
+    seed = torch.linspace(1, -0.5, 18, dtype=X.dtype).reshape(3, 6)
+    g = seed * (F.gelu(F.gelu(h)) / F.gelu(h)) * (F.gelu(h) / h)
+    (expected,) = torch.autograd.grad(h, leaf, g.detach())
+    equal(relevance(inner, model, X), (expected * X).detach())
+    everywhere = Composite([(F.gelu, Gradient()), (AnyLinear, Epsilon(0))])
+    (plain,) = torch.autograd.grad(model(leaf), leaf, seed)
+    equal(relevance(everywhere, model, X), (plain * X).detach())
+    same(Composite([(F.gelu, Identity()), (AnyLinear, Epsilon(0))]), every_layer(Epsilon(0)), model)
+
+
+def test_groups_hold_what_they_say():
+    """A module type and a function of each kind, in all dimensions."""
+    expected = {
+        "Convolution": ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"],
+        "AnyLinear": ["Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"],
+        "Activation": ["ReLU", "LeakyReLU", "GELU", "SiLU", "Tanh", "Sigmoid", "Hardswish", "PReLU", "ELU"],
+        "AvgPool": [f"{a}AvgPool{n}d" for a in ("", "Adaptive") for n in (1, 2, 3)],
+        "MaxPool": [f"{a}MaxPool{n}d" for a in ("", "Adaptive") for n in (1, 2, 3)],
+        "BatchNorm": ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"],
+        "Normalization": ["BatchNorm2d", "LayerNorm", "GroupNorm", "InstanceNorm2d", "RMSNorm"],
+        "Dropout": ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d"],
+    }
+    for name, types in expected.items():
+        group = getattr(matching, name)
+        for type_name in types:
+            assert issubclass(getattr(nn, type_name), group.types), (name, type_name)
+
+
+def test_an_identity_rule_on_a_module_is_the_convention():
+    model, x = network("gates")
+    same(Composite([("act", Identity()), (AnyLinear, Epsilon(0))]), every_layer(Epsilon(0)), model, x)
+
+
+def test_a_constant_layer_receives_no_relevance():
+    """The branch that a rule declares constant only scales; all relevance goes the other way."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.signal, self.gate = (nn.Linear(6, 3, bias=False).double() for _ in range(2))
+
+        def forward(self, x):
+            return self.signal(x) * self.gate(x)
+
+    model = Gated()
+    gate = (X @ model.gate.weight.t()).detach()
+    seed = torch.linspace(1, -0.5, 9, dtype=X.dtype).reshape(3, 3)
+    expected = X * ((seed * gate) @ model.signal.weight.detach())
+    equal(relevance(Composite([("gate", Constant()), (AnyLinear, Epsilon(0))]), model, X), expected)
