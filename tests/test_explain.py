@@ -13,8 +13,8 @@ from torch import nn
 import lrphooks
 from lrphooks import Composite, LRPError, composites, lrp
 from lrphooks.matching import AnyLinear
-from lrphooks.rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
-from small_networks import NETWORKS, equal, every_layer, network, on_first, relevance
+from lrphooks.rules import Epsilon, ZPlus
+from small_networks import NETWORKS, equal, every_layer, network, relevance
 
 X = torch.linspace(-1, 1.5, 18, dtype=torch.float64).reshape(3, 6)
 EXACT = every_layer(Epsilon(0))
@@ -43,7 +43,8 @@ def one_hot(indices):
     [
         (2, [2, 2, 2]), (-1, [3, 3, 3]), (-4, [0, 0, 0]), ([0, 3, 1], [0, 3, 1]), ((0, -1, 1), [0, 3, 1]),
         (range(3), [0, 1, 2]), (torch.tensor(2), [2, 2, 2]), (torch.tensor([0, 3, 1]), [0, 3, 1]),
-        (torch.tensor([0, 3, 1], dtype=torch.int32), [0, 3, 1]), (torch.tensor([0, 3, 1], dtype=torch.uint8), [0, 3, 1]),
+        (torch.tensor([0, 3, 1], dtype=torch.int32), [0, 3, 1]),
+        (torch.tensor([0, 3, 1], dtype=torch.uint8), [0, 3, 1]),
         (np.int64(2), [2, 2, 2]), (np.array([0, 3, 1]), [0, 3, 1]), ([torch.tensor(0), 3, np.int64(1)], [0, 3, 1]),
     ],
     ids=repr,
@@ -95,7 +96,7 @@ def test_the_default_composite_is_epsilon_plus():
         (lambda y: y.detach(), LRPError, r"does not depend on the input"),
         (lambda y: y.argmax(1), LRPError, r"does not depend on the input|integer"),
     ],
-    ids=lambda value: repr(value)[:40],
+    ids=lambda value: "function" if callable(value) else repr(value)[:40],
 )
 def test_wrong_targets(target, error, message):
     with pytest.raises(error, match=rf"lrp: .*{message}"):
@@ -335,67 +336,6 @@ def test_one_tensor_given_twice_receives_both_parts():
     with EXACT.context(model):
         model(leaf, other=leaf)[:, 1].sum().backward()
     equal(leaf.grad, 2 * reference(model.inner, X, one_hot(1)))
-
-
-# --- conservation -------------------------------------------------------------------------------------------------
-
-
-CONSERVING = {
-    "LRP-0": EXACT,
-    "ZPlus": every_layer(ZPlus(0)),
-    "Gamma": every_layer(Gamma(0.5, 0)),
-    "Flat first": on_first(Flat(0), Epsilon(0)),
-    "WSquare first": on_first(WSquare(0), Epsilon(0)),
-    "ZBox first": on_first(ZBox(-4.0, 4.0, 0), Epsilon(0)),
-    "EpsilonPlusFlat": composites.EpsilonPlusFlat(0, 0),
-    "EpsilonGammaBox": composites.EpsilonGammaBox(-4.0, 4.0, 0, 0.25, 0),
-    "AttnLRP": composites.AttnLRP(0),
-}
-
-
-def without_biases(name):
-    """Biases, shifts, position embeddings and running means are zero; inputs to ZPlus layers have positive parts."""
-    model, x = network(name)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if "bias" in key or key in ("position", "b1", "b2"):
-                parameter.zero_()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.zero_()
-    return model, x.clamp(-3.9, 3.9)
-
-
-#: Where no ReLU follows, a unit without any positive contribution has nowhere to send its relevance under z-plus.
-ABSORBING = {(name, rule) for name in ("residual", "strange") for rule in ("ZPlus", "EpsilonPlusFlat")}
-
-
-@pytest.mark.parametrize(
-    ("name", "rule"),
-    [(n, r) for n in ("vgg", "residual", "strange", "gates") for r in CONSERVING if (n, r) not in ABSORBING],
-)
-def test_relevance_sums_to_the_output(name, rule):
-    """Row by row, on networks without biases, with nothing to stabilise, in float64."""
-    model, x = without_biases(name)
-    composite = CONSERVING[rule]
-    for target in range(3):
-        output = model(x)[:, target].detach()
-        found = lrp(model, x, target, composite)
-        torch.testing.assert_close(found.sum((1, 2, 3)), output, rtol=1e-9, atol=1e-12)
-
-
-def test_attention_conserves_with_constant_weights():
-    model, x = without_biases("tokens")
-    found = lrp(model, x, 1, composites.CPLRP(0))
-    torch.testing.assert_close(found.sum((1, 2, 3)), model(x)[:, 1].detach(), rtol=1e-9, atol=1e-12)
-
-
-def test_alpha_beta_conserves_where_there_are_contributions_of_both_signs():
-    torch.manual_seed(0)
-    model = nn.Linear(12, 3, bias=False).double()
-    x = torch.randn(4, 12, dtype=torch.float64)
-    for rule in (AlphaBeta(2, 1, 0), AlphaBeta(2.3, 1.3, 0), AlphaBeta(1, 0, 0)):
-        torch.testing.assert_close(lrp(model, x, 1, every_layer(rule)).sum(1), model(x)[:, 1].detach())
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -228,6 +228,27 @@ def test_pass_serves_the_model_itself():
     equal(found, (2 * X + 1) * seed)
 
 
+def test_a_layer_before_a_module_that_passes_relevance_keeps_its_rule():
+    """The closed form of z-plus, layer by layer, with the ReLU between two layers passed over."""
+    torch.manual_seed(0)
+    one, two, head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+    model = nn.Sequential(one, nn.ReLU(), two, nn.Sequential(nn.ReLU()), head).double()
+
+    def z_plus(layer, a, relevances):
+        up, down = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
+        positive = a.clamp(min=0) @ up.t() + a.clamp(max=0) @ down.t()
+        share = torch.where(positive == 0, 0, relevances / (positive + layer.bias.clamp(min=0) + 1e-6))
+        return a.clamp(min=0) * (share @ up) + a.clamp(max=0) * (share @ down)
+
+    with torch.no_grad():
+        first = one(X).relu()
+        second = two(first).relu()
+        output = head(second)
+        seed = torch.linspace(1, -0.5, 9, dtype=X.dtype).reshape(3, 3)
+        expected = z_plus(one, X, z_plus(two, first, z_plus(head, second, output * seed)))
+    equal(relevance(Composite([("3", Pass()), (AnyLinear, ZPlus())]), model, X), expected, 1e-10)
+
+
 @pytest.mark.parametrize("call", [F.relu, torch.relu, torch.Tensor.relu, torch.Tensor.relu_, "inplace", nn.ReLU()])
 @pytest.mark.parametrize("matcher", [F.relu, torch.relu, torch.Tensor.relu, torch.relu_, Activation, matching.ReLU])
 def test_every_alias_of_a_function_counts(call, matcher):

@@ -314,9 +314,12 @@ def test_a_norm_that_does_not_follow_right_after(case, between, close):
 
 
 @pytest.mark.parametrize("sign", SIGNS)
-@pytest.mark.parametrize("case", RULES, ids=ids)
+@pytest.mark.parametrize("case", [case for case in RULES if case.by_input], ids=ids)
 def test_a_residual_block(case, sign, close):
-    """Norm after both convolutions of the body and after the skip's, a functional sum, a ReLU, a head."""
+    """Norm after both convolutions of the body and after the skip's, a functional sum, a ReLU, a head.
+
+    Not for flat, w^2 and z^B: what they give to a sum whose ReLU is off is shared by no rule that all agree on.
+    """
 
     def run_all(m, x):
         out = F.relu(m.norm1(m.conv1(x)))
@@ -348,9 +351,6 @@ def test_a_residual_block(case, sign, close):
     head = dense.DenseMap.of(model.head, (48,))
     there = rule(head, flat, head.forward(flat) * seed.numpy()).reshape(features.shape)
     alive = np.where(body + skip > 0, there / (body + skip), 0)  # a sum shares in proportion to its terms
-    if not case.by_input:
-        # relevance of a unit whose ReLU is off has no share of the sum that every method agrees on
-        pytest.skip("relevance at dead units of a sum is a matter of convention")
     expected = rule(first, a, rule(second, inner, body * alive)) + rule(third, a, skip * alive)
     close(run.relevance(run.everywhere(case), model, x, seed), expected)
 

@@ -318,11 +318,9 @@ def test_large_contributions_that_cancel(case, close):
     close(run.relevance(run.only(case), model, x, seed), expected_chain(model, case, x, seed))
 
 
-@pytest.mark.parametrize("case", BY_INPUT, ids=ids)
+@pytest.mark.parametrize("case", [case for case in BY_INPUT if case.id != "epsilon0"], ids=ids)
 def test_outputs_that_are_exactly_zero(case, close):
-    """An output at zero carries no relevance, whatever gradient reaches it."""
-    if case.id == "epsilon0":
-        pytest.skip("LRP-0 divides zero by zero there")
+    """An output at zero carries no relevance, whatever gradient reaches it (LRP-0 divides zero by zero there)."""
     model, shape = build("linear", "single")
     x = sample(shape, "signed")
     x[:, 1] = -x[:, 0]

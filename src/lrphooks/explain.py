@@ -51,10 +51,16 @@ def lrp(model: nn.Module, x: Tensor, target: Target = None, composite: Composite
             "token ids, explain their embeddings."
         )
     composite = EpsilonPlus() if composite is None else composite
-    x = x.detach().requires_grad_()
+    if not isinstance(composite, Composite):
+        hint = f" Did you mean {composite.__name__}()?" if callable(composite) else ""
+        raise TypeError(f"lrp: composite must be a Composite, such as EpsilonPlus(), got {composite!r}.{hint}")
+    # A tensor made in inference mode takes no part in autograd; its copy does.
+    x = (x.clone() if x.is_inference() else x).detach().requires_grad_()
     with torch.enable_grad(), composite.context(model):
         explained = select(model(x), target)
-        (relevance,) = torch.autograd.grad(explained.sum(), x, allow_unused=True)
+        relevance = None
+        if explained.requires_grad:
+            (relevance,) = torch.autograd.grad(explained.sum(), x, allow_unused=True)
     if relevance is None:
         raise LRPError(
             "lrp: the explained output does not depend on the input through any differentiable path, so there is no "
@@ -93,19 +99,22 @@ def select(output: Any, target: Target) -> Tensor:
     if target is None:
         index = output.detach().argmax(1)
     else:
-        index = torch.as_tensor(target, device=output.device)
+        try:
+            index = torch.as_tensor(target, device=output.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"lrp: a target is an integer or one integer a row, got {target!r}.") from error
         if index.is_floating_point() or index.dtype == torch.bool or index.dim() > 1:
             raise TypeError(f"lrp: a target is an integer or one integer a row, got {target!r}.")
         if index.dim() == 1 and index.numel() != rows:
             raise ValueError(f"lrp: {index.numel()} targets were given for {rows} rows; give one, or one a row.")
-        index = index.expand(rows)
+        index = index.long().expand(rows)
         outside = index[(index < -classes) | (index >= classes)]
         if outside.numel():
             raise ValueError(
                 f"lrp: target {int(outside[0])} is out of range for a model with {classes} outputs "
                 f"(0 to {classes - 1})."
             )
-    explained: Tensor = output.gather(1, index.long().unsqueeze(1) % classes).squeeze(1)
+    explained: Tensor = output.gather(1, index.unsqueeze(1) % classes).squeeze(1)
     return explained
 
 

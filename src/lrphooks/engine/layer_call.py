@@ -89,6 +89,7 @@ class LayerCall:
             batch_norm=batch_norm,
             through_output=not self.settled,
             settled=False,
+            fate=Fate(),
         )
 
     def settle(self, output: Tensor, *, relu_follows: bool = False, in_place: bool = True) -> Tensor:

@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from lrphooks.engine import notes
@@ -41,7 +39,6 @@ def linear(run: Run, call: Call, rule: Rule) -> Any:
             f"{rule!r} is a rule for input values, but the linear maps of {run.unrolled} see the hidden state too. "
             "Give the recurrent layer another rule, in front: (torch.nn.LSTM, lrphooks.rules.Epsilon())."
         )
-    explicit: tuple[int, ...] = ()
     linear_map: LinearMap
     if call.operation.name == "linear":
         if weight.dim() != 2:
@@ -50,8 +47,8 @@ def linear(run: Run, call: Call, rule: Rule) -> Any:
         linear_map = Dense()
     else:
         spatial = int(call.operation.name[-2])
-        linear_map, explicit = bind_convolution(spatial, arguments, transposed="transpose" in call.operation.name)
-    return execute(run, call, rule, linear_map, (a, weight, bias), explicit)
+        linear_map = bind_convolution(spatial, arguments, transposed="transpose" in call.operation.name)
+    return execute(run, call, rule, linear_map, (a, weight, bias))
 
 
 def execute(
@@ -60,7 +57,6 @@ def execute(
     rule: Rule,
     linear_map: LinearMap,
     tensors: tuple[Tensor, Tensor, Tensor | None],
-    explicit: tuple[int, ...] = (),
     function: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """Run the call, and note the layer on its output for the rule to be set when it is consumed.
@@ -72,7 +68,7 @@ def execute(
     note = notes.read(a, run)
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         function = function or _rebound(call, tensors)
-        transpose = _transpose(function, linear_map, explicit)
+        transpose = linear_map.transpose
         z: Tensor = ParameterizedMapNode.apply(run, function, transpose, *tensors)
     else:
         z = call.invoke()
@@ -85,19 +81,14 @@ def execute(
         run,
         rule,
         linear_map,
-        (F.pad(a, explicit) if explicit else a, weight, bias),
+        (a, weight, bias),
         input_nonnegative=note is not None and note.nonnegative,
         hooks=saving_hooks(),
-        input_link=None if note is None or note.link is None else partial(_padded, note.link, explicit),
+        input_link=None if note is None else note.link,
     )
     z = GuardNode.apply(layer, z, *layer.tensors)
     notes.write(z, run, pending=layer)
     return z
-
-
-def _padded(link: Callable[[], Tensor | None], explicit: tuple[int, ...]) -> Tensor | None:
-    made = link()
-    return F.pad(made, explicit) if made is not None and explicit else made
 
 
 def _rebound(call: Call, tensors: tuple[Tensor | None, ...]) -> Callable[..., Tensor]:
@@ -109,19 +100,6 @@ def _rebound(call: Call, tensors: tuple[Tensor | None, ...]) -> Callable[..., Te
         return out
 
     return function
-
-
-def _transpose(
-    function: Callable[..., Tensor], linear_map: LinearMap, explicit: tuple[int, ...]
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    if not explicit:
-        return linear_map.transpose
-
-    def cropped(gradient: Tensor, a: Tensor, weight: Tensor) -> Tensor:
-        padded = linear_map.transpose(gradient, F.pad(a, explicit), weight)
-        return F.pad(padded, [-side for side in explicit])
-
-    return cropped
 
 
 def _dynamic(run: Run, call: Call, rule: Rule, a: Tensor, weight: Tensor, bias: Tensor | None) -> Any:

@@ -235,6 +235,9 @@ class Run:
 
     def _batch_norm(self, call: Call, waiting: list[tuple[Tensor, LayerCall]]) -> Any:
         layer = waiting[0][1] if waiting and waiting[0][1].batch_norm is None else None
+        if layer is not None:
+            # The BatchNorm may keep the output, and its own output stands for both.
+            layer.fate.kept = layer.fate.settled = True
         if waiting and layer is None:
             call = self._settle(call, waiting)
         if layer is None:

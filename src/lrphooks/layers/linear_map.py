@@ -67,6 +67,8 @@ class Convolution(LinearMap):
     transposed: bool
     output_padding: tuple[int, ...]
     groups: int
+    #: Zeros added to the input first, as torch.nn.functional.pad counts them; for uneven "same" padding.
+    explicit: tuple[int, ...] = ()
 
     @property
     def output_channel_dim(self) -> int:  # type: ignore[override]  # a property here, a constant elsewhere
@@ -79,6 +81,8 @@ class Convolution(LinearMap):
     def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         # The public functions, unlike torch.convolution, take part in autocasting.
         name = f"conv_transpose{len(self.stride)}d" if self.transposed else f"conv{len(self.stride)}d"
+        if self.explicit:
+            a = F.pad(a, self.explicit)
         extra = {"output_padding": self.output_padding} if self.transposed else {}
         out: Tensor = getattr(F, name)(
             a,
@@ -96,6 +100,8 @@ class Convolution(LinearMap):
         single = a.dim() == len(self.stride) + 1
         if a.dtype != gradient.dtype:
             a = a.to(gradient.dtype)
+        if self.explicit:
+            a = F.pad(a, self.explicit)
         out: Tensor = torch.ops.aten.convolution_backward(
             gradient.unsqueeze(0) if single else gradient,
             a.unsqueeze(0) if single else a,
@@ -109,6 +115,8 @@ class Convolution(LinearMap):
             self.groups,
             [True, False, False],
         )[0]
+        if self.explicit:
+            out = F.pad(out, [-side for side in self.explicit])
         return out.squeeze(0) if single else out
 
     def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
@@ -155,10 +163,8 @@ class General(LinearMap):
         return result
 
 
-def bind_convolution(
-    spatial: int, arguments: dict[str, Any], *, transposed: bool
-) -> tuple[Convolution, tuple[int, ...]]:
-    """Return the map of a convolution call and the explicit padding that must precede it (empty for none)."""
+def bind_convolution(spatial: int, arguments: dict[str, Any], *, transposed: bool) -> Convolution:
+    """Return the map of a convolution call."""
 
     def sized(name: str, default: int) -> tuple[int, ...]:
         value = arguments.get(name, default)
@@ -179,12 +185,12 @@ def bind_convolution(
             padding = 0
             explicit = tuple(side for t in reversed(total) for side in (t // 2, t - t // 2))
     arguments = {**arguments, "padding": padding}
-    bound = Convolution(
+    return Convolution(
         stride=sized("stride", 1),
         padding=sized("padding", 0),
         dilation=dilation,
         transposed=transposed,
         output_padding=sized("output_padding", 0),
         groups=arguments.get("groups", 1),
+        explicit=explicit,
     )
-    return bound, explicit

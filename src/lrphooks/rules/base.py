@@ -53,6 +53,8 @@ class Stabilizer:
         number("Stabilizer", "epsilon", self.epsilon, minimum=0.0)
         if self.dim is not None:
             dim = (self.dim,) if isinstance(self.dim, int) else tuple(self.dim)
+            if not all(isinstance(d, int) for d in dim):
+                raise TypeError(f"Stabilizer: dim must be None or integers, got {self.dim!r}.")
             object.__setattr__(self, "dim", dim)
 
     @classmethod

@@ -150,7 +150,7 @@ class ZBox(InputRule):
         return hash(self._key())
 
     def _bound(self, name: str, a: Tensor, channel_dim: int) -> Tensor:
-        value = torch.as_tensor(getattr(self, name)).to(a)
+        value = torch.as_tensor(getattr(self, name), dtype=a.dtype, device=a.device)
         if value.dim() == 1 and channel_dim != -1 and value.numel() == a.shape[channel_dim]:
             value = value.reshape(-1, *(1,) * (-1 - channel_dim))
         try:
