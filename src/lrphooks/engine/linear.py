@@ -12,7 +12,7 @@ from torch import Tensor
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call, replace_tensors
 from lrphooks.engine.errors import LRPError
-from lrphooks.engine.layer_call import BatchNormCall, GuardNode, LayerCall, saving_hooks
+from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
 from lrphooks.engine.nodes import BatchNormNode, ParameterizedMapNode, ScaleNode, unaliased
 from lrphooks.layers.linear_map import Dense, LinearMap, bind_convolution
 from lrphooks.rules.base import Rule
@@ -86,9 +86,7 @@ def execute(
         hooks=saving_hooks(),
         input_link=None if note is None else note.link,
     )
-    z = GuardNode.apply(layer, z, *layer.tensors)
-    notes.write(z, run, pending=layer)
-    return z
+    return layer.guard(z)
 
 
 def _rebound(call: Call, tensors: tuple[Tensor | None, ...]) -> Callable[..., Tensor]:
@@ -117,7 +115,7 @@ def _dynamic(run: Run, call: Call, rule: Rule, a: Tensor, weight: Tensor, bias: 
 _STATISTICS = ("running_mean", "running_var", "weight", "bias")
 
 
-def batch_norm(run: Run, call: Call, waiting: LayerCall | None) -> Any:
+def batch_norm(run: Run, call: Call, layer: LayerCall | None) -> Any:
     """Run an evaluated BatchNorm; after a ruled layer, its output stands for both merged."""
     x = call.argument(0, "input")
     statistics = tuple(call.argument(i, name) for i, name in enumerate(_STATISTICS, 1))
@@ -127,10 +125,7 @@ def batch_norm(run: Run, call: Call, waiting: LayerCall | None) -> Any:
         return call.invoke()
     eps = call.argument(7, "eps", 1e-5)
     out: Tensor = BatchNormNode.apply(run, _rebound(call, (x, *statistics)), eps, x, *statistics)
-    if waiting is not None:
-        merged = waiting.merged_with(BatchNormCall(eps), statistics)
-        notes.write(out, run, pending=merged)
-    return out
+    return out if layer is None else layer.merged_with(BatchNormCall(eps), statistics).guard(out)
 
 
 def product_of_weight(call: Call) -> Callable[..., Tensor]:

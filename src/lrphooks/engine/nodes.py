@@ -53,6 +53,11 @@ def zero_link(like: Tensor) -> Tensor:
     return like.new_zeros(()).expand(like.shape)
 
 
+def absent(ctx: Any) -> tuple[None, ...]:
+    """Return what a node hands on that received nothing: another node serves what consumes its output."""
+    return (None,) * len(ctx.needs_input_grad)
+
+
 def true_derivative(
     function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], gradient: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
@@ -110,11 +115,14 @@ class RelevanceNode(Function):
 
     @staticmethod
     def forward(ctx: Any, run: Run, relevance: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.run = run
         return relevance.view_as(relevance)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return absent(ctx)
         ctx.run.passes.differentiate()
         return None, gradient
 
@@ -124,12 +132,15 @@ class OutputNode(Function):
 
     @staticmethod
     def forward(ctx: Any, run: Run, output: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.run = run
         # A copy, since the caller may write to the output in place, which a view made here would forbid.
         return output.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return absent(ctx)
         ctx.run.passes.begin()
         return None, gradient
 
@@ -139,11 +150,14 @@ class ScaleNode(Function):
 
     @staticmethod
     def forward(ctx: Any, run: Run, share: float, x: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.run, ctx.share = run, share
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return absent(ctx)
         if not ctx.run.passes.relevance:
             return None, None, gradient
         return None, None, gradient * ctx.share if ctx.share else None
@@ -160,13 +174,16 @@ class ParameterizedMapNode(Function):
     def forward(
         ctx: Any, run: Run, function: Callable[..., Tensor], transpose: Callable[..., Tensor], *tensors: Tensor | None
     ) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.run, ctx.function, ctx.transpose = run, function, transpose
         ctx.save_for_backward(*tensors)
         out = function(*tensors)
         return unaliased(out)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return absent(ctx)
         # Unpacked once: a checkpoint hands out each saved tensor a single time.
         tensors = ctx.saved_tensors
         need = ctx.needs_input_grad[3:]
@@ -188,12 +205,15 @@ class ElementwiseNode(Function):
         x: Tensor,
         *others: Tensor,
     ) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.run, ctx.function, ctx.ratio = run, function, ratio
         ctx.save_for_backward(x, *others)
         return function(x, *others)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return absent(ctx)
         tensors = ctx.saved_tensors
         if ctx.run.passes.relevance:
             return None, None, None, ctx.ratio(tensors[0], gradient), *(None for _ in tensors[1:])
@@ -229,10 +249,13 @@ class TwinNode(Function):
 
     @staticmethod
     def forward(ctx: Any, value: tuple[Tensor], twin: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         return value[0]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return absent(ctx)
         return None, gradient
 
 
@@ -241,12 +264,15 @@ class ShareNode(Function):
 
     @staticmethod
     def forward(ctx: Any, run: Run, share: Tensor, x: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.run = run
         ctx.save_for_backward(share)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return absent(ctx)
         if not ctx.run.passes.relevance:
             return None, None, gradient
         (share,) = ctx.saved_tensors
@@ -265,13 +291,16 @@ class NormalizationNode(Function):
         linearized: Callable[..., Tensor],
         *tensors: Tensor | None,
     ) -> Tensor:
+        ctx.set_materialize_grads(False)
         # What runs again for the derivative must not record its statistics a second time.
         ctx.run, ctx.function, ctx.linearized = run, again, linearized
         ctx.save_for_backward(*tensors)
         return function(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return absent(ctx)
         tensors = ctx.saved_tensors
         if ctx.run.passes.relevance:
             return None, None, None, None, ctx.linearized(gradient, *tensors), *(None for _ in tensors[1:])
@@ -290,13 +319,16 @@ class BatchNormNode(Function):
     def forward(
         ctx: Any, run: Run, function: Callable[..., Tensor], eps: float, x: Tensor, *parameters: Tensor | None
     ) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.run, ctx.function, ctx.eps = run, function, eps
         # The input itself is needed for derivatives with respect to parameters alone.
         ctx.save_for_backward(x if any(ctx.needs_input_grad[4:]) else None, *parameters)
         return function(x, *parameters)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return absent(ctx)
         x, *parameters = ctx.saved_tensors
         _, variance, gain, _ = parameters
         scale = (variance + ctx.eps).rsqrt()

@@ -27,8 +27,9 @@ class Note:
     constant: it carries no relevance: made of parameters alone, or of values that a rule declared constant.
     nonnegative: no element is below zero, known from the operation that made it.
     offset: it is a constant other than 0 plus something, as in ``1 + tanh(u)``: as a factor, it gates.
-    pending: the ruled linear layer that made it, whose rule waits to see what consumes the output.
-    settled: the same layer once its rule is set on the tensor.
+    layer: the ruled linear layer that made it.
+    ruled: the layer's rule was set for the consumers that the engine sees; until then it waits to know them.
+    kept: a checkpoint keeps the tensor to run from it again, so its autograd graph must stay as it is.
     link: makes the tensor whose gradient is relevance itself rather than the modified gradient.
     """
 
@@ -37,8 +38,9 @@ class Note:
     constant: Constant = ""
     nonnegative: bool = False
     offset: bool = False
-    pending: LayerCall | None = None
-    settled: LayerCall | None = None
+    layer: LayerCall | None = None
+    ruled: bool = False
+    kept: bool = False
     link: Callable[[], Tensor | None] | None = None
 
 
@@ -55,6 +57,12 @@ def write(tensor: Tensor, run: object, **facts: Any) -> None:
     note = read(tensor, run)
     note = Note(run, tensor._version, **facts) if note is None else replace(note, **facts)
     setattr(tensor, _ATTRIBUTE, note)
+
+
+def waiting(tensor: Tensor, run: object) -> LayerCall | None:
+    """Return the layer that made the tensor if its rule is still to be set."""
+    note = read(tensor, run)
+    return None if note is None or note.ruled else note.layer
 
 
 def erase(tensor: Tensor) -> None:

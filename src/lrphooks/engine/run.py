@@ -22,6 +22,7 @@ from lrphooks.engine.handlers import CONVENTIONS, HANDLERS
 from lrphooks.engine.interception import Interception
 from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, PassNode, ScaleNode
+from lrphooks.engine.provenance import Provenance
 from lrphooks.operations import Operation
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Gradient, Identity, Pass
@@ -54,8 +55,7 @@ class Run:
         #: The recurrent operation whose cells are running.
         self.unrolled = ""
         self._claimed: dict[Any, tuple[int, str]] = {}
-        # The number of the first node of this run.
-        self._began = sys.maxsize
+        self._provenance = Provenance()
         self._shields: dict[int, tuple[Tensor, Tensor]] = {}
 
     # --- the boundary ---
@@ -63,7 +63,7 @@ class Run:
     def enter_input(self, x: Tensor) -> Tensor:
         """Return the explained input as the model is to see it."""
         inner, link = InputNode.apply(self, x)
-        self._began = min(self._began, inner.grad_fn._sequence_nr())
+        self._provenance.begin(inner)
         notes.write(inner, self, link=lambda: link)
         return inner  # type: ignore[no-any-return]
 
@@ -77,9 +77,7 @@ class Run:
                 "logits), or give the operation a rule that passes relevance: "
                 "(torch.sigmoid, lrphooks.rules.Identity())."
             )
-        if note is not None and note.pending is not None:
-            output = note.pending.settle(output)
-        return OutputNode.apply(self, output)  # type: ignore[no-any-return]
+        return OutputNode.apply(self, self.settled(output))  # type: ignore[no-any-return]
 
     def enter_passing(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Remember the input of a module whose rule is to pass relevance on."""
@@ -101,14 +99,17 @@ class Run:
                 f"Pass() on {self.plan.name_of(frame.module)} needs an output of the input's shape "
                 f"{tuple(a.shape)}, got {found}. Give its operations rules instead."
             )
-        note = notes.read(output, self)
-        if note is not None and note.pending is not None:
-            output = note.pending.settle(output)
+        output = self.settled(output)
         source = notes.read(a, self)
         link_in = None if source is None or source.link is None else source.link()
         out, link = PassNode.apply(self, a, output, link_in)
         notes.write(out, self, link=lambda: link)
         return out  # type: ignore[no-any-return]
+
+    def settled(self, tensor: Tensor) -> Tensor:
+        """Return the tensor with the rule of the layer that made it set for consumers of any kind."""
+        layer = notes.waiting(tensor, self)
+        return tensor if layer is None else layer.settle(tensor)
 
     def mode(self) -> Interception:
         """Return the mode that brings every torch call of the model before this run."""
@@ -127,9 +128,7 @@ class Run:
         """Return what kind of constant a tensor that is no leaf is, empty if it carries relevance."""
         if note is not None:
             return note.constant
-        # Nodes are numbered as they are made: an older one cannot lead to the input of this run.
-        older = tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() < self._began
-        return "parameter" if older else ""
+        return "" if self._provenance.leads(tensor) else "parameter"
 
     def made_of_parameters(self, tensor: Tensor) -> bool:
         """Whether the tensor is a parameter or was made of parameters alone."""
@@ -198,10 +197,8 @@ class Run:
                 stopped = stopped or kind == "stopped"
                 continue
             dependent.append(tensor)
-            if note is not None and note.pending is not None:
-                waiting.append((tensor, note.pending))
-            elif note is None and (layer := behind_hooks(tensor)) is not None:
-                waiting.append((tensor, layer))
+            if note is not None and note.layer is not None and not note.ruled:
+                waiting.append((tensor, note.layer))
         return dependent, constants, waiting, stopped
 
     def _constant(self, function: Any, args: Any, kwargs: Any, constants: list[Tensor], stopped: bool) -> Any:
@@ -217,32 +214,26 @@ class Run:
         change: dict[int, Tensor] = {}
         followed = call.operation.name in ("relu", "relu6") and isinstance(self._rule(call), Gradient | Identity | Pass)
         for tensor, layer in waiting:
-            if tensor._is_view():
-                change[id(tensor)] = layer.settle(tensor, in_place=False)
-                continue
-            if notes.read(tensor, self) is None:
+            note = notes.read(tensor, self)
+            if note is None or note.ruled:
                 continue
             if followed and layer.input_nonnegative and not call.writes_in_place:
                 # Other consumers may see negative values, so this one gets a node of its own.
                 change[id(tensor)] = layer.settle(tensor, relu_follows=True, in_place=False)
-            elif layer.hooks != saving_hooks() or layer.fate.kept:
+            elif layer.hooks != saving_hooks() or note.kept:
                 # A checkpoint began behind the layer and keeps its output, which must stay as it is from now on.
-                layer.fate.kept = True
+                notes.write(tensor, self, kept=True)
                 change[id(tensor)] = layer.settle(tensor, in_place=False)
             else:
                 layer.settle(tensor, relu_follows=followed and call.writes_in_place)
         return call.replaced(change)
 
     def _batch_norm(self, call: Call, waiting: list[tuple[Tensor, LayerCall]]) -> Any:
-        layer = waiting[0][1] if waiting and waiting[0][1].batch_norm is None else None
-        if layer is not None:
-            # The BatchNorm may keep the output, and its own output stands for both.
-            layer.fate.kept = layer.fate.settled = True
-        if waiting and layer is None:
-            call = self._settle(call, waiting)
-        if layer is None:
-            note = notes.read(call.dependent[0], self)
-            layer = None if note is None else note.settled
+        source = call.dependent[0]
+        note = notes.read(source, self)
+        layer = behind_hooks(source) if note is None else note.layer
+        if layer is None or layer.batch_norm is not None:
+            return linear.batch_norm(self, self._settle(call, waiting), None)
         return linear.batch_norm(self, call, layer)
 
     def _unknown(self, call: Call) -> Any:

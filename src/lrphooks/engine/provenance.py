@@ -1,0 +1,66 @@
+"""Which tensors of a model depend on the explained input, read off the autograd graph itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+_KEY = "lrphooks"
+
+
+class Provenance:
+    """Tells, for one run, whether the graph behind a tensor leads to the explained input.
+
+    What was found is remembered on the nodes, so a graph is walked once. Numbers that autograd gives its nodes would
+    not do: each thread counts by itself, and a checkpoint may run again in another thread.
+    """
+
+    __slots__ = ("_token",)
+
+    def __init__(self) -> None:
+        # Nodes may outlive the run, and must not hold it.
+        self._token = object()
+
+    def begin(self, tensor: Tensor) -> None:
+        """Declare a tensor to be the explained input."""
+        node: Any = tensor.grad_fn
+        node.metadata[_KEY] = (self._token, True)
+
+    def leads(self, tensor: Tensor) -> bool:
+        """Whether a tensor was computed from the explained input, by operations seen or not."""
+        if tensor.grad_fn is None:
+            return False
+        found = self._known(tensor.grad_fn)
+        return self._walk(tensor.grad_fn) if found is None else found
+
+    def _known(self, node: Any) -> bool | None:
+        entry = node.metadata.get(_KEY)
+        return entry[1] if entry is not None and entry[0] is self._token else None
+
+    def _walk(self, start: Any) -> bool:
+        # Depth first without recursion: a node is answered once all behind it are, or one of them leads there.
+        path = [(start, iter(start.next_functions))]
+        while True:
+            node, rest = path[-1]
+            found: bool | None = False
+            for behind, _ in rest:
+                if behind is None:
+                    continue
+                found = self._known(behind)
+                if found is None:
+                    path.append((behind, iter(behind.next_functions)))
+                if found is not False:
+                    break
+                found = False
+            if found is None:
+                continue
+            if found:
+                # Every node on the path leads there too.
+                for passed, _ in path:
+                    passed.metadata[_KEY] = (self._token, True)
+                return True
+            node.metadata[_KEY] = (self._token, False)
+            path.pop()
+            if not path:
+                return False

@@ -1,0 +1,154 @@
+"""The autograd node that redistributes the relevance of one executed layer."""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lrphooks.engine.nodes import _sum, per_input, zero_link
+from lrphooks.layers.layer import Layer, Route, Term, WeightForm
+from lrphooks.rules.input import InputRule
+from lrphooks.rules.linear import LinearRule
+
+if TYPE_CHECKING:
+    from lrphooks.engine.layer_call import LayerCall
+
+
+class RuleNode(Function):
+    """The rule of one executed layer, between its output and what consumes it.
+
+    Inputs are the output z, the link of the layer's input, and the layer's tensors; the gradient of the second
+    output is relevance itself. In a relevance pass the layer's input receives all, and z nothing. A guard
+    (``relu_follows`` is None) has no link and saves nothing but the layer's tensors.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: LayerCall,
+        relu_follows: bool | None,
+        in_place: bool,
+        z: Tensor,
+        link_in: Tensor | None,
+        *tensors: Tensor | None,
+    ) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.call, ctx.relu_follows = call, relu_follows
+        if in_place:
+            ctx.mark_dirty(z)
+        if relu_follows is None:
+            ctx.save_for_backward(*tensors)
+            return z
+        if isinstance(call.rule, InputRule):
+            ctx.modified = {}
+            ctx.save_for_backward(z.clone(), *tensors)
+        else:
+            layer = call.layer(z, tensors, relu_follows=relu_follows, cached=True)
+            terms = call.rule.terms(layer)
+            ctx.routes = tuple(term.routes for term in terms)
+            ctx.modified = _modified_weights(layer, call, terms)
+            ctx.save_for_backward(*(_factor(z, term) for term in terms), *tensors)
+        return z if in_place else z.view_as(z), zero_link(z)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        call: LayerCall = ctx.call
+        unused = (None, None, None)
+        nothing = tuple(None for _ in call.tensors)
+        if not call.run.passes.relevance:
+            return *unused, gradient, None, *nothing
+        if gradient is None and relevance is None:
+            return *unused, None, None, *nothing
+        # Unpacked once: a checkpoint hands out each saved tensor a single time.
+        saved = ctx.saved_tensors
+        count = len(saved) - len(call.tensors)
+        factors, tensors = saved[:count], saved[count:]
+        again = ctx.relu_follows is None or torch.is_grad_enabled()
+        if isinstance(call.rule, InputRule):
+            delivered = _delivered(call, gradient, relevance, None if again else factors[0], tensors)
+            if ctx.needs_input_grad[4]:
+                return *unused, None, delivered, *nothing
+            # Without a way to deliver relevance itself, what falls on exact zeros is lost.
+            return *unused, None, None, per_input(delivered, tensors[0]), *nothing[1:]
+        if again or relevance is not None:
+            shares, modified = _anew(call, gradient, relevance, tensors, relu_follows=bool(ctx.relu_follows))
+        else:
+            assert gradient is not None
+            modified = ctx.modified
+            shares = []
+            for factor, routes in zip(factors, ctx.routes, strict=True):
+                signed = any(route.signed for route in routes)
+                shares.append((gradient * (factor.abs() if signed else factor), factor, routes))
+        return *unused, None, None, _distribute(call, tensors[0], shares, modified), *nothing[1:]
+
+
+def _delivered(
+    call: LayerCall, gradient: Tensor | None, relevance: Tensor | None, z: Tensor | None, tensors: tuple[Any, ...]
+) -> Tensor:
+    """Return the relevance that a rule for first layers gives the input."""
+    assert isinstance(call.rule, InputRule)
+    layer = call.layer(z, tensors, relu_follows=False, cached=z is not None)
+    total = _sum(None if gradient is None else gradient * layer.output, relevance)
+    assert total is not None
+    return call.rule.redistribute(layer, total)
+
+
+def _anew(
+    call: LayerCall,
+    gradient: Tensor | None,
+    relevance: Tensor | None,
+    tensors: tuple[Any, ...],
+    *,
+    relu_follows: bool,
+) -> tuple[list[tuple[Tensor, Tensor, tuple[Route, ...]]], dict[WeightForm, Tensor]]:
+    """Return shares and weights computed again: for relevance to be differentiated, or that arrives as such."""
+    assert isinstance(call.rule, LinearRule)
+    layer = call.layer(None, tensors, relu_follows=relu_follows, cached=False)
+    total = _sum(None if gradient is None else gradient * layer.output, relevance)
+    assert total is not None
+    terms = call.rule.terms(layer)
+    shares = [(total / term.denominator(), layer.output, term.routes) for term in terms]
+    return shares, _modified_weights(layer, call, terms)
+
+
+def _factor(z: Tensor, term: Term) -> Tensor:
+    """Return z / denominator; where a route is signed, with the sign of z (the quotient itself is not negative)."""
+    factor = z / term.denominator()
+    if any(route.signed for route in term.routes):
+        factor = torch.copysign(factor, z)
+    return factor
+
+
+def _modified_weights(layer: Layer, call: LayerCall, terms: tuple[Term, ...]) -> dict[WeightForm, Tensor]:
+    """Return the weights that the backward pass sends relevance through."""
+    parameter = call.rule.raise_by if isinstance(call.rule, LinearRule) else 0.0
+    forms: set[WeightForm] = {route.weight for term in terms for route in term.routes}
+    return {form: layer.modified(form, parameter if form == "raised" else 0.0) for form in forms}
+
+
+def _distribute(
+    call: LayerCall,
+    a: Tensor,
+    shares: list[tuple[Tensor, Tensor, tuple[Route, ...]]],
+    modified: dict[WeightForm, Tensor],
+) -> Tensor | None:
+    """Return the modified gradient at the layer's input."""
+    sums: dict[WeightForm, Tensor] = {}
+    for share, sign, routes in shares:
+        for route in routes:
+            part = share * route.scale if route.scale != 1.0 else share
+            if route.signed:
+                part = torch.where(sign < 0, -part, part)
+            sums[route.weight] = sums[route.weight] + part if route.weight in sums else part
+    direct: Tensor | None = None
+    for form, total in sums.items():
+        grad = call.map.transpose(total, a, modified[form])
+        if form == "absolute" and not call.input_nonnegative:
+            grad = grad * a.sign()
+        direct = _sum(direct, grad)
+    return direct
