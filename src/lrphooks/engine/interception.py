@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
 
+from lrphooks.engine.checks import refuse_reentrant_checkpoint
 from lrphooks.operations import lookup
 
 if TYPE_CHECKING:
@@ -45,11 +46,18 @@ class Interception(DeviceContext):
         self._depths: list[int] = []
 
     @property
+    def depth(self) -> int:
+        """How many modules of the run were running when the mode was entered."""
+        return self._depths[-1]
+
+    @property
     def device(self) -> torch.device:  # type: ignore[override]  # it follows the default, so it is never set
         """The device that factory functions use anyway."""
         return torch.device(torch._C._get_default_device())
 
     def __enter__(self) -> Self:
+        # Again, where a checkpoint runs its part after the with block.
+        self.session.hooks.__enter__()
         THREAD.runs.append((self.session, self.run))
         self._depths.append(len(self.run.frames))
         TorchFunctionMode.__enter__(self)
@@ -59,9 +67,13 @@ class Interception(DeviceContext):
         TorchFunctionMode.__exit__(self, *exception)
         del self.run.frames[self._depths.pop() :]
         THREAD.runs.pop()
+        self.session.hooks.__exit__()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operation = lookup(func)
-        if operation.kind == "passive" or not torch.is_grad_enabled():
+        if operation.kind == "passive":
+            return func(*args, **(kwargs or {}))
+        if not torch.is_grad_enabled():
+            refuse_reentrant_checkpoint()
             return func(*args, **(kwargs or {}))
         return self.run.execute(operation, func, args, kwargs or {})

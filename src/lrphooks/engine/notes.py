@@ -59,12 +59,6 @@ def write(tensor: Tensor, run: object, **facts: Any) -> None:
     setattr(tensor, _ATTRIBUTE, note)
 
 
-def waiting(tensor: Tensor, run: object) -> LayerCall | None:
-    """Return the layer that made the tensor if its rule is still to be set."""
-    note = read(tensor, run)
-    return None if note is None or note.ruled else note.layer
-
-
 def erase(tensor: Tensor) -> None:
     """Forget what was noted on the tensor."""
     tensor.__dict__.pop(_ATTRIBUTE, None)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from lrphooks.engine import containers, linear, notes
 from lrphooks.engine.cache import WeightCache
-from lrphooks.engine.call import Call, tensors_in
+from lrphooks.engine.call import Call, replace_tensors, tensors_in
+from lrphooks.engine.checks import refuse_reentrant_checkpoint
 from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS
 from lrphooks.engine.interception import Interception
@@ -60,7 +61,31 @@ class Run:
 
     # --- the boundary ---
 
-    def enter_input(self, x: Tensor) -> Tensor:
+    def enter_inputs(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the model's arguments with the explained inputs as the model is to see them."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def enter(tensor: Tensor) -> Tensor:
+            # A tensor that is given twice stays one tensor.
+            if id(tensor) not in found:
+                found[id(tensor)] = (tensor, self._enter_input(tensor))
+            return found[id(tensor)][1]
+
+        args, kwargs = containers.map_tensors((args, kwargs), enter, "input", keep=lambda t: not t.requires_grad)
+        if found:
+            return args, kwargs
+        tensors = list(containers.tensors((args, kwargs)))
+        if tensors and not any(t.is_floating_point() for t in tensors):
+            raise LRPError(
+                f"The model's inputs are {', '.join(str(t.dtype) for t in tensors)}, through which no relevance can "
+                "flow. Convert images with x.float(); for token ids, explain their embeddings (inputs_embeds)."
+            )
+        raise LRPError(
+            "No input of the model requires a gradient, so there would be no x.grad to hold the relevance. Call "
+            "x.requires_grad_() on the input before the forward pass."
+        )
+
+    def _enter_input(self, x: Tensor) -> Tensor:
         """Return the explained input as the model is to see it."""
         inner, link = InputNode.apply(self, x)
         self._provenance.begin(inner)
@@ -79,7 +104,27 @@ class Run:
             )
         return OutputNode.apply(self, self.settled(output))  # type: ignore[no-any-return]
 
-    def enter_passing(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Begin a module; return its arguments where they change."""
+        with torch._C.DisableTorchFunction():
+            if not torch.is_grad_enabled():
+                refuse_reentrant_checkpoint()
+            self.frames.append(Frame(module))
+            if id(module) in self.plan.passing:
+                args, kwargs = self._enter_passing(module, args, kwargs)
+        return args, kwargs
+
+    def leave(self, module: nn.Module, output: Any) -> Any:
+        """End a module, also one that raised (without output); return its output as others are to see it."""
+        if not self.frames or self.frames[-1].module is not module:
+            return output
+        frame = self.frames.pop()
+        if output is None or frame.passing is None:
+            return output
+        with torch._C.DisableTorchFunction():
+            return self._leave_passing(frame, output)
+
+    def _enter_passing(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Remember the input of a module whose rule is to pass relevance on."""
         carriers = [t for t in containers.tensors((args, kwargs)) if self.carries(t)]
         if len(carriers) != 1:
@@ -87,9 +132,12 @@ class Run:
                 f"Pass() on {self.plan.name_of(module)} needs one input to pass relevance to, but {len(carriers)} of "
                 "its inputs depend on the explained input. Give its operations rules instead."
             )
-        self.frames[-1].passing = carriers[0]
+        # Its relevance comes past whatever consumes it, so the layer that made it gets its rule now.
+        carrier = self.settled(carriers[0])
+        self.frames[-1].passing = carrier
+        return replace_tensors((args, kwargs), {id(carriers[0]): carrier})  # type: ignore[no-any-return]
 
-    def leave_passing(self, frame: Frame, output: Any) -> Tensor:
+    def _leave_passing(self, frame: Frame, output: Any) -> Tensor:
         """Return the module's output, with its relevance going straight to the module's input."""
         a = frame.passing
         assert a is not None
@@ -99,7 +147,10 @@ class Run:
                 f"Pass() on {self.plan.name_of(frame.module)} needs an output of the input's shape "
                 f"{tuple(a.shape)}, got {found}. Give its operations rules instead."
             )
-        output = self.settled(output)
+        return self.passed(a, self.settled(output))
+
+    def passed(self, a: Tensor, output: Tensor) -> Tensor:
+        """Return a value whose relevance goes to ``a``, of the same shape, as it is."""
         source = notes.read(a, self)
         link_in = None if source is None or source.link is None else source.link()
         out, link = PassNode.apply(self, a, output, link_in)
@@ -108,8 +159,14 @@ class Run:
 
     def settled(self, tensor: Tensor) -> Tensor:
         """Return the tensor with the rule of the layer that made it set for consumers of any kind."""
-        layer = notes.waiting(tensor, self)
-        return tensor if layer is None else layer.settle(tensor)
+        note = notes.read(tensor, self)
+        if note is None or note.layer is None or note.ruled:
+            return tensor
+        if note.layer.hooks != saving_hooks() or note.kept:
+            # A checkpoint began behind the layer and keeps its output, which must stay as it is from now on.
+            notes.write(tensor, self, kept=True)
+            return note.layer.settle(tensor, in_place=False)
+        return note.layer.settle(tensor)
 
     def mode(self) -> Interception:
         """Return the mode that brings every torch call of the model before this run."""
@@ -220,12 +277,10 @@ class Run:
             if followed and layer.input_nonnegative and not call.writes_in_place:
                 # Other consumers may see negative values, so this one gets a node of its own.
                 change[id(tensor)] = layer.settle(tensor, relu_follows=True, in_place=False)
-            elif layer.hooks != saving_hooks() or note.kept:
-                # A checkpoint began behind the layer and keeps its output, which must stay as it is from now on.
-                notes.write(tensor, self, kept=True)
-                change[id(tensor)] = layer.settle(tensor, in_place=False)
+            elif followed and call.writes_in_place:
+                layer.settle(tensor, relu_follows=True)
             else:
-                layer.settle(tensor, relu_follows=followed and call.writes_in_place)
+                change[id(tensor)] = self.settled(tensor)
         return call.replaced(change)
 
     def _batch_norm(self, call: Call, waiting: list[tuple[Tensor, LayerCall]]) -> Any:

@@ -5,17 +5,18 @@
 from __future__ import annotations
 
 import sys
+import threading
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointFunction
+from torch import nn
 
 from lrphooks.engine import containers
 from lrphooks.engine.cache import WeightCache
+from lrphooks.engine.checks import check_gradients_enabled, check_model
 from lrphooks.engine.errors import LRPError
-from lrphooks.engine.interception import THREAD
+from lrphooks.engine.interception import THREAD, Interception
 from lrphooks.engine.plan import Plan
 from lrphooks.engine.run import Frame, Run
 
@@ -29,112 +30,130 @@ class Session(AbstractContextManager["Composite"]):
     def __init__(self, composite: Composite, model: nn.Module) -> None:
         self._composite = composite
         self._model = model
-        self._stack = ExitStack()
+        self.hooks = Hooks(self, model)
         self._entered = False
         # Contexts belong to the thread that entered them, so this needs no lock.
-        self._running_modes: list[AbstractContextManager[Any]] = []
+        self._running: list[Interception | _Swap] = []
         self._plan: Plan | None = None
 
     def __enter__(self) -> Composite:
         if self._entered:
             raise LRPError("This context was entered before; call composite.context(model) anew for each with block.")
-        _check_model(self._model)
+        check_model(self._model)
         self._plan = Plan(self._composite, self._model)
         self._entered = True
-        with ExitStack() as stack:
-            for module in self._model.modules():
-                # Hooks tell the threads apart, so a model may be explained in one while it serves another.
-                pre = self._enter_model if module is self._model else self._enter_module
-                post = self._leave_model if module is self._model else self._leave_module
-                # First, so that the user's own hooks count as part of the model.
-                before = module.register_forward_pre_hook(pre, with_kwargs=True, prepend=module is self._model)
-                stack.callback(before.remove)
-                after = module.register_forward_hook(post, with_kwargs=True, always_call=True)
-                stack.callback(after.remove)
-            THREAD.sessions.append(self)
-            stack.callback(THREAD.sessions.remove, self)
-            self._stack = stack.pop_all()
+        self.hooks.__enter__()
+        THREAD.sessions.append(self)
         return self._composite
 
     def __exit__(self, *exception: object) -> None:
-        # torch runs no hooks after KeyboardInterrupt and its like, so a forward pass may have been left open.
-        while self._running_modes:
-            self._running_modes.pop().__exit__(None, None, None)
-        self._stack.close()
+        self._abandon()
+        THREAD.sessions.remove(self)
+        self.hooks.__exit__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A model copied or saved inside the block takes its hooks along, but is not the model of this context.
+        return _of_a_copy, ()
 
     # --- hooks; a thread may run one in the moment it is removed, hence arguments that may be missing ---
 
-    def _enter_model(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
-        if not self._rules(module):
+    def enter_model(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
+        """Begin a run, or change the rules where the model is a part of one."""
+        if self._explains():
+            if _calls_of(module) > 1:
+                # A model that calls itself: the inner call is a part like any other.
+                return self.enter_module(module, args, kwargs)
+            self._abandon()
+        mine = [session for session in THREAD.sessions if session._model is module]
+        if not mine or mine[-1] is not self:
             return None
-        kwargs = kwargs or {}
         assert self._plan is not None
-        if not torch.is_grad_enabled():
-            inference = torch.is_inference_mode_enabled()
-            raise LRPError(
-                f"Gradients are disabled ({'torch.inference_mode' if inference else 'torch.no_grad'}), so there is no "
-                "graph for relevance to flow through. Run the model outside of that block, or inside "
-                "torch.enable_grad()."
-            )
+        check_gradients_enabled()
         if THREAD.runs:
             # Part of a model that is being explained: only the rules change, and the outer run goes on.
-            swap = _Swap(self, THREAD.runs[-1][1], self._plan, WeightCache(self._model), module)
-            self._running_modes.append(swap)
+            self._running.append(_Swap(self, THREAD.runs[-1][1], self._plan, WeightCache(self._model), module))
             return None
         run = Run(self, self._plan, WeightCache(self._model))
-        args, kwargs = _explain_inputs(run, args, kwargs)
+        args, kwargs = run.enter_inputs(args, kwargs or {})
         mode = run.mode()
         mode.__enter__()
-        run.frames.append(Frame(module))
-        self._running_modes.append(mode)
-        return args, kwargs
+        self._running.append(mode)
+        return run.enter(module, args, kwargs)
 
-    def _leave_model(self, module: nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
-        if not self._running_modes or not THREAD.runs or THREAD.runs[-1][0] is not self:
+    def leave_model(self, module: nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
+        """End the run, also where the model raised."""
+        if not self._explains():
             return None
         run = THREAD.runs[-1][1]
-        mode = self._running_modes.pop()
-        mode.__exit__(None, None, None)
+        mode = self._running[-1]
+        if any(frame.module is module for frame in run.frames[mode.depth + 1 :]):
+            return self.leave_module(module, args, kwargs, output)
+        if isinstance(mode, Interception):
+            output = run.leave(module, output)
+        self._running.pop().__exit__(None, None, None)
         if output is None or isinstance(mode, _Swap):
             return None
         return containers.map_tensors(output, run.leave_output, "output", keep=lambda t: not t.requires_grad)
 
-    def _enter_module(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
-        run = self._running()
-        if run is None:
-            return None
-        with torch._C.DisableTorchFunction():
-            if not torch.is_grad_enabled():
-                _refuse_reentrant_checkpoint()
-            run.frames.append(Frame(module))
-            if id(module) in run.plan.passing:
-                return run.enter_passing(module, args, kwargs)
-        return None
-
-    def _leave_module(self, module: nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
-        run = self._running()
-        if run is None or run.frames[-1].module is not module:
-            return None
-        with torch._C.DisableTorchFunction():
-            frame = run.frames.pop()
-            if output is not None and frame.passing is not None:
-                return run.leave_passing(frame, output)
-        return None
-
-    def _rules(self, module: nn.Module) -> bool:
-        """Whether this session is the one to explain the model: the innermost of this thread, outside of a run."""
-        mine = [session for session in THREAD.sessions if session._model is module]
-        if not mine or mine[-1] is not self:
-            return False
-        return not (THREAD.runs and THREAD.runs[-1][0] is self)
-
-    def _running(self) -> Run | None:
+    def enter_module(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
+        """Note which module runs."""
         if THREAD.runs and THREAD.runs[-1][0] is self:
-            return THREAD.runs[-1][1]
+            return THREAD.runs[-1][1].enter(module, args, kwargs or {})
         return None
 
+    def leave_module(self, module: nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
+        """Note that the module ended, also where it raised."""
+        if THREAD.runs and THREAD.runs[-1][0] is self:
+            return THREAD.runs[-1][1].leave(module, output)
+        return None
 
-class _Swap(AbstractContextManager[None]):
+    def _explains(self) -> bool:
+        """Whether a forward pass of the model runs in this thread under this session."""
+        return bool(self._running) and bool(THREAD.runs) and THREAD.runs[-1][0] is self
+
+    def _abandon(self) -> None:
+        """Close the forward passes left open: torch runs no hooks after KeyboardInterrupt and its like."""
+        while self._running:
+            self._running.pop().__exit__(None, None, None)
+
+
+class Hooks(AbstractContextManager[None]):
+    """The hooks of a session on its model, there while anything needs them: the with block, or a checkpoint after it.
+
+    Hooks tell the threads apart, so a model may be explained in one while it serves another.
+    """
+
+    def __init__(self, session: Session, model: nn.Module) -> None:
+        self._session, self._model = session, model
+        self._lock = threading.Lock()
+        self._users = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users > 1:
+                return
+            with ExitStack() as stack:
+                for module in self._model.modules():
+                    root, session = module is self._model, self._session
+                    enter = session.enter_model if root else session.enter_module
+                    leave = session.leave_model if root else session.leave_module
+                    # First, so that the user's own hooks count as part of the model.
+                    before = module.register_forward_pre_hook(enter, with_kwargs=True, prepend=root)
+                    stack.callback(before.remove)
+                    after = module.register_forward_hook(leave, with_kwargs=True, always_call=True)
+                    stack.callback(after.remove)
+                self._stack = stack.pop_all()
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._stack.close()
+
+
+class _Swap:
     """Other rules for the part of a run that is inside one module; undone on exit."""
 
     def __init__(self, session: Session, run: Run, plan: Plan, cache: WeightCache, module: nn.Module) -> None:
@@ -142,7 +161,7 @@ class _Swap(AbstractContextManager[None]):
         self._before = (run.plan, run.cache)
         # The outer context's hook on this module may have come first, and its counterpart will not see the end.
         frames = run.frames
-        self._depth = len(frames) - (bool(frames) and frames[-1].module is module)
+        self.depth = len(frames) - (bool(frames) and frames[-1].module is module)
         run.plan, run.cache = plan, cache
         frames.append(Frame(module))
         THREAD.runs.append((session, run))
@@ -150,61 +169,20 @@ class _Swap(AbstractContextManager[None]):
     def __exit__(self, *exception: object) -> None:
         THREAD.runs.pop()
         self._run.plan, self._run.cache = self._before
-        del self._run.frames[self._depth :]
+        del self._run.frames[self.depth :]
 
 
-def _explain_inputs(run: Run, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def enter(tensor: Tensor) -> Tensor:
-        # A tensor that is given twice stays one tensor.
-        if id(tensor) not in found:
-            found[id(tensor)] = (tensor, run.enter_input(tensor))
-        return found[id(tensor)][1]
-
-    args, kwargs = containers.map_tensors((args, kwargs), enter, "input", keep=lambda t: not t.requires_grad)
-    if not found:
-        tensors = list(containers.tensors((args, kwargs)))
-        integers = [t for t in tensors if not t.is_floating_point()]
-        if tensors and len(integers) == len(tensors):
-            raise LRPError(
-                f"The model's inputs are {', '.join(str(t.dtype) for t in tensors)}, through which no relevance can "
-                "flow. Convert images with x.float(); for token ids, explain their embeddings (inputs_embeds)."
-            )
-        raise LRPError(
-            "No input of the model requires a gradient, so there would be no x.grad to hold the relevance. Call "
-            "x.requires_grad_() on the input before the forward pass."
-        )
-    return args, kwargs
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"Expected a torch.nn.Module to explain, got {model!r} of type {type(model).__name__}.")
-    for name, module in model.named_modules():
-        where = f"module {name!r}" if name else "the model"
-        if isinstance(module, torch.jit.ScriptModule):
-            raise LRPError(
-                f"{where} is a TorchScript module, whose operations cannot be seen. Explain the Python model that it "
-                "was made from."
-            )
-        if module.__class__.__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
-            raise LRPError(
-                f"{where} was compiled with torch.compile, so its hooks may be ignored. Explain the original "
-                "(model._orig_mod)."
-            )
-        for parameter in module.parameters(recurse=False):
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise LRPError(f"{where} has uninitialized parameters. Run the model once before it is explained.")
-
-
-def _refuse_reentrant_checkpoint() -> None:
-    frame = sys._getframe(2)
-    target = CheckpointFunction.forward.__code__
+def _calls_of(module: nn.Module) -> int:
+    """Return how many calls of a module the current thread is in."""
+    count, frame = 0, sys._getframe(1)
     while frame is not None:
-        if frame.f_code is target:
-            raise LRPError(
-                "The model uses reentrant checkpointing, which runs its forward without a graph, so relevance would "
-                "silently be wrong. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-            )
+        # Of the two frames of a call, the one that is always there.
+        count += frame.f_code is nn.Module._wrapped_call_impl.__code__ and frame.f_locals.get("self") is module
         frame = frame.f_back  # type: ignore[assignment]
+    return count
+
+
+def _of_a_copy() -> Session:
+    from lrphooks.composite import Composite  # noqa: PLC0415  # composites import this module
+
+    return Session(Composite(), nn.Module())

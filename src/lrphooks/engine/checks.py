@@ -1,0 +1,57 @@
+"""What keeps a model from being explained, found before anything runs wrong in silence."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointFunction
+
+from lrphooks.engine.errors import LRPError
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise an error that says why, if the model cannot be hooked."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Expected a torch.nn.Module to explain, got {model!r} of type {type(model).__name__}.")
+    for name, module in model.named_modules():
+        where = f"module {name!r}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise LRPError(
+                f"{where} is a TorchScript module, whose operations cannot be seen. Explain the Python model that it "
+                "was made from."
+            )
+        if module.__class__.__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+            raise LRPError(
+                f"{where} was compiled with torch.compile, so its hooks may be ignored. Explain the original "
+                "(model._orig_mod)."
+            )
+        for parameter in module.parameters(recurse=False):
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise LRPError(f"{where} has uninitialized parameters. Run the model once before it is explained.")
+
+
+def check_gradients_enabled() -> None:
+    """Raise an error if there would be no graph for relevance to flow through."""
+    if torch.is_grad_enabled():
+        return
+    refuse_reentrant_checkpoint()
+    inference = torch.is_inference_mode_enabled()
+    raise LRPError(
+        f"Gradients are disabled ({'torch.inference_mode' if inference else 'torch.no_grad'}), so there is no graph for "
+        "relevance to flow through. Run the model outside of that block, or inside torch.enable_grad()."
+    )
+
+
+def refuse_reentrant_checkpoint() -> None:
+    """Raise an error if the forward pass of a reentrant checkpoint is running."""
+    target = CheckpointFunction.forward.__code__
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is target:
+            raise LRPError(
+                "The model uses reentrant checkpointing, which runs its forward without a graph, so relevance would "
+                "silently be wrong. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            )
+        frame = frame.f_back  # type: ignore[assignment]
