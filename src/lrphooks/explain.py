@@ -54,9 +54,9 @@ def lrp(model: nn.Module, x: Tensor, target: Target = None, composite: Composite
     if not isinstance(composite, Composite):
         hint = f" Did you mean {composite.__name__}()?" if callable(composite) else ""
         raise TypeError(f"lrp: composite must be a Composite, such as EpsilonPlus(), got {composite!r}.{hint}")
-    # A tensor made in inference mode takes no part in autograd; its copy does.
-    x = (x.clone() if x.is_inference() else x).detach().requires_grad_()
-    with torch.enable_grad(), composite.context(model):
+    with torch.inference_mode(mode=False), torch.enable_grad(), composite.context(model):
+        # A tensor made in inference mode takes no part in autograd; its copy does.
+        x = (x.clone() if x.is_inference() else x).detach().requires_grad_()
         explained = select(model(x), target)
         relevance = None
         if explained.requires_grad:

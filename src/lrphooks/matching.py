@@ -165,6 +165,17 @@ def matches_operation(matcher: Any, name: str) -> bool:
     return is_operation(matcher) and identify(matcher) == name
 
 
+def operation_names(matcher: Any) -> list[str]:
+    """Return the plain names of the operations that a matcher describes."""
+    if isinstance(matcher, First):
+        return operation_names(matcher.matcher)
+    if isinstance(matcher, tuple):
+        return [name for part in matcher for name in operation_names(part)]
+    if isinstance(matcher, Group):
+        return list(matcher.operations)
+    return [identify(matcher)] if is_operation(matcher) else []
+
+
 def is_operation(matcher: Any) -> bool:
     """Whether a matcher is a torch function rather than a predicate of the user's."""
     if isinstance(matcher, type | str | tuple | Group | First):

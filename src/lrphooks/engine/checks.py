@@ -34,13 +34,14 @@ def check_model(model: nn.Module) -> None:
 
 def check_gradients_enabled() -> None:
     """Raise an error if there would be no graph for relevance to flow through."""
-    if torch.is_grad_enabled():
+    inference = torch.is_inference_mode_enabled()
+    if torch.is_grad_enabled() and not inference:
         return
     refuse_reentrant_checkpoint()
-    inference = torch.is_inference_mode_enabled()
+    way = "torch.inference_mode(False)" if inference else "torch.enable_grad()"
     raise LRPError(
-        f"Gradients are disabled ({'torch.inference_mode' if inference else 'torch.no_grad'}), so there is no graph for "
-        "relevance to flow through. Run the model outside of that block, or inside torch.enable_grad()."
+        f"Gradients are disabled ({'torch.inference_mode' if inference else 'torch.no_grad'}), so there is no graph "
+        f"for relevance to flow through. Run the model outside of that block, or inside {way}."
     )
 
 

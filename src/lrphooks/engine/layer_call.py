@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lrphooks.engine import notes
 from lrphooks.engine.rule_node import RuleNode
@@ -83,10 +84,19 @@ class LayerCall:
         if self.input_link is not None and isinstance(self.rule, InputRule):
             link_in = self.input_link()
         # The data stays as it is, so whoever saved the output before may go on using it.
-        with self._outside_of_later_hooks(), torch.autograd._unsafe_preserve_version_counter(output):
+        with self._outside_of_later_hooks(), _unsafe_preserve_version_counter(output):
             ruled, link = RuleNode.apply(self, relu_follows, in_place, output, link_in, *self.tensors)
         notes.write(ruled, self.run, layer=self, ruled=True, link=lambda: link)
         return ruled  # type: ignore[no-any-return]
+
+    def link(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Return a link to the output of a layer whose rule needs no node of its own."""
+        a = self.tensors[0]
+        assert a is not None
+        output = a.detach().new_zeros((), dtype=dtype).expand(shape)
+        with self._outside_of_later_hooks():
+            out: Tensor = RuleNode.apply(self, None, False, output, None, *self.tensors)
+        return out
 
     def _outside_of_later_hooks(self) -> AbstractContextManager[Any]:
         """Keep the node's tensors from hooks that came after the layer, such as a checkpoint that starts behind it.

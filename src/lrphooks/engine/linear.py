@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -12,13 +13,14 @@ from torch import Tensor
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call, replace_tensors
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.handlers.common import stop
 from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
 from lrphooks.engine.nodes import BatchNormNode, ParameterizedMapNode, ScaleNode, unaliased
 from lrphooks.layers.linear_map import Dense, LinearMap, bind_convolution
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
-from lrphooks.rules.linear import LinearRule
-from lrphooks.rules.operation import Gradient
+from lrphooks.rules.linear import Epsilon, LinearRule
+from lrphooks.rules.operation import Constant, Gradient, Pass
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -74,19 +76,25 @@ def execute(
         z = call.invoke()
         if pending:
             z = unaliased(z)
-    if not pending:
+    if isinstance(rule, Constant):
+        stop(run, z)
         return z
-    assert isinstance(rule, LinearRule | InputRule)
+    if isinstance(rule, Pass):
+        return run.passed(a, z)
     layer = LayerCall(
         run,
-        rule,
+        rule if isinstance(rule, LinearRule | InputRule) else Epsilon(0.0),
         linear_map,
         (a, weight, bias),
         input_nonnegative=note is not None and note.nonnegative,
         hooks=saving_hooks(),
         input_link=None if note is None else note.link,
     )
-    return layer.guard(z)
+    if pending:
+        return layer.guard(z)
+    # The gradient is right already; relevance itself, which a z of 0 cannot carry as one, needs a way on demand.
+    notes.write(z, run, link=partial(layer.link, z.shape, z.dtype))
+    return z
 
 
 def _rebound(call: Call, tensors: tuple[Tensor | None, ...]) -> Callable[..., Tensor]:

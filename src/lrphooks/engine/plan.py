@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from lrphooks import matching
 from lrphooks.assignment import assign, is_linear_layer
 from lrphooks.engine.errors import UnmatchedError, UnmatchedWarning
+from lrphooks.engine.serving import check_entries, serves
 from lrphooks.operations import Operation
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
-from lrphooks.rules.operation import Gradient, Pass
+from lrphooks.rules.operation import Gradient, Identity, Pass
 
 if TYPE_CHECKING:
     from lrphooks.composite import Composite
@@ -28,6 +29,7 @@ class Plan:
     def __init__(self, composite: Composite, model: nn.Module) -> None:
         self.composite = composite
         self.assignment = assign(composite, model)
+        check_entries(composite)
         self._names: dict[int, str] = {}
         self._layers: dict[int, tuple[tuple[Rule, int | None], ...]] = {}
         self._owners: dict[int, nn.Module] = {}
@@ -44,7 +46,7 @@ class Plan:
             weight = getattr(module, "weight", None)
             if isinstance(weight, Tensor) and is_linear_layer(module):
                 self._owners.setdefault(id(weight), module)
-            if isinstance(rule, Pass) and not is_elementwise(module):
+            if isinstance(rule, Identity | Pass) and not served_by_operation(module):
                 self.passing[id(module)] = rule
                 rule = Gradient()
             if rule is None or isinstance(rule, LinearRule | InputRule):
@@ -104,13 +106,12 @@ class Plan:
         key = (owner, operation.name)
         if key not in self._operations:
             rule = self._rules.get(owner)
-            if rule is None:
+            if rule is None or not serves(rule, operation):
                 rule = next(
                     (
                         rule
                         for matcher, rule in self.composite.entries
-                        if not isinstance(rule, LinearRule | InputRule)
-                        and matching.matches_operation(matcher, operation.name)
+                        if matching.matches_operation(matcher, operation.name) and serves(rule, operation)
                     ),
                     None,
                 )
@@ -118,6 +119,7 @@ class Plan:
         return self._operations[key]
 
 
-def is_elementwise(module: nn.Module) -> bool:
-    """Whether a module is an activation of torch, whose operation Pass serves by itself."""
-    return isinstance(module, matching.Activation.types)
+def served_by_operation(module: nn.Module) -> bool:
+    """Whether a module is one of torch whose single operation takes Identity and Pass by itself."""
+    types = (*matching.Activation.types, *matching.Dropout.types, nn.Flatten, nn.Unflatten)
+    return is_linear_layer(module) or isinstance(module, types)

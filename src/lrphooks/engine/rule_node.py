@@ -23,8 +23,9 @@ class RuleNode(Function):
     """The rule of one executed layer, between its output and what consumes it.
 
     Inputs are the output z, the link of the layer's input, and the layer's tensors; the gradient of the second
-    output is relevance itself. In a relevance pass the layer's input receives all, and z nothing. A guard
-    (``relu_follows`` is None) has no link and saves nothing but the layer's tensors.
+    output is relevance itself. In a relevance pass the layer's input receives all, and z nothing. With
+    ``relu_follows`` None there is one output and nothing is saved but the layer's tensors: z if in place (a guard),
+    else the link.
     """
 
     @staticmethod
@@ -39,11 +40,12 @@ class RuleNode(Function):
     ) -> Any:
         ctx.set_materialize_grads(False)
         ctx.call, ctx.relu_follows = call, relu_follows
+        ctx.alone = relu_follows is None and not in_place
         if in_place:
             ctx.mark_dirty(z)
         if relu_follows is None:
             ctx.save_for_backward(*tensors)
-            return z
+            return z if in_place else zero_link(z)
         if isinstance(call.rule, InputRule):
             ctx.modified = {}
             ctx.save_for_backward(z.clone(), *tensors)
@@ -62,6 +64,8 @@ class RuleNode(Function):
         nothing = tuple(None for _ in call.tensors)
         if not call.run.passes.relevance:
             return *unused, gradient, None, *nothing
+        if ctx.alone:
+            gradient, relevance = None, gradient
         if gradient is None and relevance is None:
             return *unused, None, None, *nothing
         # Unpacked once: a checkpoint hands out each saved tensor a single time.

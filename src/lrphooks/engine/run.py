@@ -139,18 +139,18 @@ class Run:
 
     def _leave_passing(self, frame: Frame, output: Any) -> Tensor:
         """Return the module's output, with its relevance going straight to the module's input."""
-        a = frame.passing
-        assert a is not None
+        assert frame.passing is not None
+        output = self.settled(output) if isinstance(output, Tensor) else output
+        return self.passed(frame.passing, output, frame.module)
+
+    def passed(self, a: Tensor, output: Any, module: nn.Module | None = None) -> Tensor:
+        """Return a value whose relevance goes to ``a``, of the same shape, as it is."""
         if not isinstance(output, Tensor) or output.shape != a.shape:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise LRPError(
-                f"Pass() on {self.plan.name_of(frame.module)} needs an output of the input's shape "
+                f"Pass() on {self.plan.name_of(module or self.frames[-1].module)} needs an output of the input's shape "
                 f"{tuple(a.shape)}, got {found}. Give its operations rules instead."
             )
-        return self.passed(a, self.settled(output))
-
-    def passed(self, a: Tensor, output: Tensor) -> Tensor:
-        """Return a value whose relevance goes to ``a``, of the same shape, as it is."""
         source = notes.read(a, self)
         link_in = None if source is None or source.link is None else source.link()
         out, link = PassNode.apply(self, a, output, link_in)

@@ -9,7 +9,6 @@ import threading
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from lrphooks.engine import containers

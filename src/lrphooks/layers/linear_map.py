@@ -38,6 +38,14 @@ class LinearMap(ABC):
         return None
 
 
+def promoted(a: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the tensors in one dtype: backward passes run outside of the autocasting of the forward pass."""
+    if a.dtype == weight.dtype and (bias is None or bias.dtype == a.dtype):
+        return a, weight, bias
+    dtype = torch.promote_types(a.dtype, weight.dtype)
+    return a.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
 @dataclass(frozen=True)
 class Dense(LinearMap):
     """``F.linear``: the last dimension of the input against the rows of a (out, in) weight."""
@@ -46,7 +54,7 @@ class Dense(LinearMap):
     weight_channel_dim = 0
 
     def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(a, weight, bias)
+        return F.linear(*promoted(a, weight, bias))
 
     def transpose(self, gradient: Tensor, a: Tensor, weight: Tensor) -> Tensor:
         return torch.matmul(gradient, weight.to(gradient.dtype))
@@ -81,6 +89,7 @@ class Convolution(LinearMap):
     def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         # The public functions, unlike torch.convolution, take part in autocasting.
         name = f"conv_transpose{len(self.stride)}d" if self.transposed else f"conv{len(self.stride)}d"
+        a, weight, bias = promoted(a, weight, bias)
         if self.explicit:
             a = F.pad(a, self.explicit)
         extra = {"output_padding": self.output_padding} if self.transposed else {}

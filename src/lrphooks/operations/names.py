@@ -36,6 +36,11 @@ SELECT = """
     threshold abs absolute hardshrink where masked_fill nan_to_num
 """
 
+#: Those of SELECT that act on each element by itself and keep 0.
+ELEMENTWISE_SELECT = """
+    leaky_relu prelu rrelu clamp clip clamp_min clamp_max threshold abs absolute hardshrink nan_to_num
+"""
+
 #: Linear in the activations together, or affine: sums, means, interpolation, writing into place.
 LINEAR_COMBINATION = """
     add sub subtract rsub neg negative cat concat concatenate stack hstack vstack dstack column_stack row_stack

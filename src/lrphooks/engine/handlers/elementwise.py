@@ -18,7 +18,7 @@ from lrphooks.engine.call import Call
 from lrphooks.engine.handlers.common import function_of, in_place, learned, plain
 from lrphooks.engine.nodes import ElementwiseNode
 from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU
+from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU, Pass
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -48,11 +48,18 @@ def activation(run: Run, call: Call, rule: Rule) -> Any:
         return plain(run, call, rule)
     if call.writes_in_place:
         return in_place(run, call, activation, rule)
+    source = call.dependent[0]
+    note = notes.read(source, run)
+    if isinstance(rule, Pass) and call.operation.kind == "constant":
+        # It does not keep 0, so what falls on a 0 must pass too.
+        return run.passed(source, call.invoke())
     function = function_of(call)
     ratio = _RATIOS.get(call.operation.name) if len(call.args) + len(call.kwargs) == 1 else None
     if ratio is None:
         ratio = partial(_quotient, function)
-    return ElementwiseNode.apply(run, function, ratio, call.dependent[0], *learned(call))
+    out = ElementwiseNode.apply(run, function, ratio, source, *learned(call))
+    notes.write(out, run, link=None if note is None else note.link)
+    return out
 
 
 def power(run: Run, call: Call, rule: Rule) -> Any:

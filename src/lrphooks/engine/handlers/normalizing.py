@@ -15,7 +15,7 @@ from lrphooks.engine.call import Call, replace_tensors
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.nodes import NormalizationNode, ScaleNode
 from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Constant, Gradient
+from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -54,6 +54,8 @@ def normalization(run: Run, call: Call, rule: Rule) -> Any:
     """Layer, RMS, group, instance and training-time batch normalisation."""
     if isinstance(rule, Gradient | Constant):
         return plain(run, call, rule)
+    if isinstance(rule, Identity | Pass):
+        return run.passed(call.dependent[0], call.invoke())
     name = call.operation.name
     positions = {
         "layer_norm": (2, 3, 4),

@@ -13,7 +13,9 @@ from torch import Tensor
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call, replace_tensors, tensors_in
 from lrphooks.engine.handlers.common import plain
+from lrphooks.engine.handlers.elementwise import activation
 from lrphooks.rules.base import Rule
+from lrphooks.rules.operation import Identity, Pass
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -57,6 +59,8 @@ def split(run: Run, call: Call, rule: Rule) -> Any:
 
 def select(run: Run, call: Call, rule: Rule) -> Any:
     """Hand relevance to the values selected; after max-pooling the way for relevance itself leads to the winners."""
+    if isinstance(rule, Identity | Pass):
+        return activation(run, call, rule)
     source = call.dependent[0]
     note = notes.read(source, run)
     out = plain(run, call, rule)

@@ -1,0 +1,89 @@
+"""Which rules an operation can have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lrphooks import matching
+from lrphooks.operations import Kind, Operation, classify, names
+from lrphooks.rules.base import Rule
+from lrphooks.rules.input import InputRule
+from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.operation import (
+    Constant,
+    DeconvReLU,
+    Gradient,
+    GuidedReLU,
+    Identity,
+    Normalize,
+    Pass,
+    Proportional,
+    TakesAll,
+    Uniform,
+)
+
+if TYPE_CHECKING:
+    from lrphooks.composite import Composite
+
+_ELEMENTWISE: tuple[type[Rule], ...] = (Identity, Pass)
+_PRODUCT: tuple[type[Rule], ...] = (Uniform, Proportional, TakesAll)
+
+_SELECT = frozenset(names.ELEMENTWISE_SELECT.split())
+
+#: The rules of each kind of operation, beside Gradient and Constant, which serve all.
+SERVED: dict[Kind, tuple[type[Rule], ...]] = {
+    "relu": (*_ELEMENTWISE, GuidedReLU, DeconvReLU),
+    "shape": _ELEMENTWISE,
+    "split": _ELEMENTWISE,
+    "product": _PRODUCT,
+    "added product": _PRODUCT,
+    "division": (Identity,),
+    "power": _ELEMENTWISE,
+    "activation": _ELEMENTWISE,
+    "gate": _ELEMENTWISE,
+    "constant": _ELEMENTWISE,
+    "shift": _ELEMENTWISE,
+    "attention": (Uniform,),
+    "normalization": (Normalize, *_ELEMENTWISE),
+    "batch norm": (Normalize, *_ELEMENTWISE),
+    "linear": (LinearRule, InputRule, Pass),
+}
+
+#: Products that are linear layers where one operand is a parameter.
+_OF_WEIGHTS = ("matmul", "mm", "addmm")
+
+
+def serves(rule: Rule, operation: Operation) -> bool:
+    """Whether an operation can have a rule."""
+    if isinstance(rule, Gradient | Constant):
+        return True
+    if operation.kind == "select":
+        return isinstance(rule, _ELEMENTWISE) and operation.name in _SELECT
+    if operation.name in _OF_WEIGHTS and isinstance(rule, LinearRule | InputRule):
+        return True
+    return isinstance(rule, SERVED.get(operation.kind, ()))
+
+
+def check_entries(composite: Composite) -> None:
+    """Raise a TypeError if an entry gives operations a rule that they cannot have.
+
+    A group or a tuple may hold operations that a rule cannot serve, beside some that it can.
+    """
+    for index, (matcher, rule) in enumerate(composite.entries):
+        operations = [classify(name) for name in matching.operation_names(matcher)]
+        if not operations or any(serves(rule, operation) for operation in operations):
+            continue
+        known = ", ".join(f"{kind.__name__}" for kind in _serving(operations[0]))
+        raise TypeError(
+            f"{rule!r} cannot serve operation {operations[0].name}, which entry {index} of the composite, "
+            f"({matching.describe(matcher)}, ...), gives it to. The rules that can are {known}."
+        )
+
+
+def _serving(operation: Operation) -> tuple[type[Rule], ...]:
+    more = SERVED.get(operation.kind, ())
+    if operation.kind == "select" and operation.name in _SELECT:
+        more = _ELEMENTWISE
+    if operation.name in _OF_WEIGHTS:
+        more = (LinearRule, InputRule, *more)
+    return Gradient, Constant, *more
