@@ -30,6 +30,11 @@ def check_model(model: nn.Module) -> None:
         for parameter in module.parameters(recurse=False):
             if isinstance(parameter, nn.parameter.UninitializedParameter):
                 raise LRPError(f"{where} has uninitialized parameters. Run the model once before it is explained.")
+            if parameter.is_inference():
+                raise LRPError(
+                    f"{where} has parameters that were made inside torch.inference_mode, which autograd cannot use. "
+                    "Make the model outside of that block."
+                )
 
 
 def check_gradients_enabled() -> None:
