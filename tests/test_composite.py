@@ -372,3 +372,17 @@ def test_every_operation_of_torch_is_a_matcher_that_prints_as_code():
     for function in functions:
         composite = Composite([(function, Gradient())])
         assert eval(repr(composite), dict(NAMESPACE)) == composite
+
+
+def test_an_unknown_operation_may_count_as_a_constant_and_have_no_other_rule():
+    class Scaled(nn.Module):
+        def forward(self, x):
+            return x * torch.cholesky_inverse(x.detach() + 0 * x + 3 * torch.eye(4, dtype=x.dtype))
+
+    x = torch.randn(4, 4, dtype=torch.float64)
+    seed = torch.linspace(1, -0.5, 16, dtype=x.dtype).reshape(4, 4)
+    constant = Composite([(torch.cholesky_inverse, rules.Constant())])
+    equal(relevance(constant, Scaled(), x), Scaled()(x) * seed)
+    message = r"Identity\(\) cannot serve operation cholesky_inverse in the model \(Scaled\).*torch\.cholesky_inverse"
+    with pytest.raises(LRPError, match=message):
+        relevance(Composite([(torch.cholesky_inverse, Identity())]), Scaled(), x)
