@@ -120,6 +120,22 @@ def test_every_name_of_a_shared_module_is_one(name):
     same(Composite([(name, ZPlus())]), every_layer(ZPlus()), Tied())
 
 
+def test_a_row_knows_every_name():
+    """A shared layer has one row; a container of it has none of its own for the second name."""
+
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Sequential(nn.Linear(6, 6))
+            self.two = self.one
+
+    assignment = Composite([("two.*", ZPlus())]).assign(Nested())
+    assert [row.names for row in assignment] == [("",), ("one", "two"), ("one.0", "two.0")]
+    assert assignment["one.0"] == assignment["two.0"]
+    assert assignment["two.0"].rule == ZPlus()
+    assert "one.0, two.0  Linear" in str(assignment)
+
+
 # --- First -----------------------------------------------------------------------------------------------------
 
 

@@ -37,8 +37,8 @@ class Plan:
         self._operations: dict[tuple[int, str], Rule | None] = {}
         self.passing: dict[int, Rule] = {}
         inherited: dict[str, Rule] = {}
-        for (name, module), row in zip(model.named_modules(), self.assignment, strict=True):
-            self._names[id(module)] = name
+        for module, row in zip(model.modules(), self.assignment, strict=True):
+            self._names[id(module)] = name = row.name
             rule = row.rule
             layered = [c for c in row.candidates if isinstance(c.rule, LinearRule | InputRule)]
             if is_linear_layer(module) or layered:
@@ -59,13 +59,10 @@ class Plan:
         policy = self.composite.unmatched
         if policy == "gradient":
             return
-        missing = [
-            f"{name!r} ({type(module).__name__})"
-            for name, module in model.named_modules()
-            if is_linear_layer(module) and not self._layers[id(module)]
-        ]
-        if not missing:
+        unmatched = [m for m in model.modules() if is_linear_layer(m) and not self._layers[id(m)]]
+        if not unmatched:
             return
+        missing = [f"{self._names[id(module)]!r} ({type(module).__name__})" for module in unmatched]
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         message = (
             f"No entry of the composite gives a rule for module {listed}. Add one, such as "
@@ -75,6 +72,8 @@ class Plan:
         if policy == "error":
             raise UnmatchedError(message)
         warnings.warn(message, UnmatchedWarning, stacklevel=4)
+        # A rule of their own keeps the run from warning of each again.
+        self._layers.update((id(module), ((Gradient(), None),)) for module in unmatched)
 
     def name_of(self, module: nn.Module) -> str:
         """Return a module as messages name it."""

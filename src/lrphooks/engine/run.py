@@ -20,13 +20,14 @@ from lrphooks.engine.call import Call, replace_tensors, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint
 from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS
+from lrphooks.engine.handlers.common import stop
 from lrphooks.engine.interception import Interception
 from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, PassNode, ScaleNode
 from lrphooks.engine.provenance import Provenance
-from lrphooks.operations import Operation
+from lrphooks.operations import Operation, expression
 from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Gradient, Identity, Pass
+from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
 
 if TYPE_CHECKING:
     from lrphooks.engine.plan import Plan
@@ -292,8 +293,18 @@ class Run:
         return linear.batch_norm(self, call, layer)
 
     def _unknown(self, call: Call) -> Any:
+        rule = self.plan.operation_rule(call.operation, self.frames)
+        if rule is not None and not isinstance(rule, Gradient | Constant):
+            where = self.plan.name_of(self.frames[-1].module) if self.frames else "the model"
+            raise LRPError(
+                f"{rule!r} cannot serve operation {call.operation} in {where}, which lrphooks knows nothing of. Give "
+                f"it Gradient() or Constant(), as in ({expression(call.operation.name)}, lrphooks.rules.Gradient()), "
+                "and a module that runs it itself no other rule."
+            )
         out = call.invoke()
-        if any(t.requires_grad for t in tensors_in((out,))):
+        if isinstance(rule, Constant):
+            stop(self, out)
+        elif rule is None and any(t.requires_grad for t in tensors_in((out,))):
             self.unmatched(call, "lrphooks has no rule for it")
         return out
 
@@ -311,8 +322,8 @@ class Run:
         listed = ", ".join(map(str, shapes))
         message = (
             f"{what} in {where}{f' ({site})' if site else ''}{f' on shape {listed}' if listed else ''}: {reason}. "
-            f"Add an entry for it to the composite, such as ({_example(what)}, lrphooks.rules.Gradient()), or choose "
-            'unmatched="warn" or "gradient" to keep its plain gradient.'
+            f"Add an entry for it to the composite, such as ({expression(what.rsplit(' ', 1)[-1])}, "
+            'lrphooks.rules.Gradient()), or choose unmatched="warn" or "gradient" to keep its plain gradient.'
         )
         if policy == "error":
             raise UnmatchedError(message)
@@ -362,8 +373,3 @@ def _call_site() -> str:
         if "/lrphooks/" not in parts and "/torch/" not in parts:
             return f"{frame.filename}:{frame.lineno}"
     return ""
-
-
-def _example(what: str) -> str:
-    name = what.rsplit(" ", 1)[-1]
-    return f"torch.{name}" if hasattr(torch, name) else name

@@ -79,7 +79,20 @@ def classify(name: str) -> Operation:
     for prefix in ("special_", "linalg_", "fft_"):
         if name.startswith(prefix):
             return classify(name.removeprefix(prefix))
-    return Operation(name, "unknown", in_place=name.endswith("_") and not name.startswith("__"))
+    in_place = name.endswith("_") and not name.startswith("__")
+    return Operation(name.removesuffix("_") if in_place else name, "unknown", in_place=in_place)
+
+
+#: The namespaces that have torch functions for users, by the code that names them.
+NAMESPACES: dict[str, Any] = {
+    "torch": torch,
+    "torch.nn.functional": F,
+    "torch.special": torch.special,
+    "torch.linalg": torch.linalg,
+    "torch.fft": torch.fft,
+    "torch.functional": torch.functional,
+    "torch.Tensor": torch.Tensor,
+}
 
 
 def _namespaces() -> Iterator[Any]:
@@ -89,7 +102,7 @@ def _namespaces() -> Iterator[Any]:
 
 
 @cache
-def _table() -> dict[Any, Operation]:
+def _known() -> dict[Any, Operation]:
     table: dict[Any, Operation] = {}
     wanted = [*_KINDS, *(f"{name}_" for name in _KINDS), *names.OPERATORS]
     for namespace in _namespaces():
@@ -127,33 +140,42 @@ def _overload(name: str) -> Operation:
     return classify(name.removeprefix("aten::").removeprefix("native_"))
 
 
+@cache
+def _looked_up() -> dict[Any, Operation]:
+    return dict(_known())
+
+
+def is_known(function: Callable[..., Any]) -> bool:
+    """Whether a function is listed here; others may be torch functions all the same."""
+    return function in _known()
+
+
 def lookup(function: Callable[..., Any]) -> Operation:
     """Return what the engine knows of a torch function; an unheard-of one has the kind ``unknown``."""
-    table = _table()
+    table = _looked_up()
     found = table.get(function)
     if found is None:
         if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
             packet = function.overloadpacket if isinstance(function, torch._ops.OpOverload) else function
             found = _overload(packet.__name__) if "aten" in str(packet) else Operation(str(packet), "unknown")
         else:
-            name = resolve_name(function) or getattr(function, "__name__", repr(function))
-            found = Operation(name, "unknown")
+            found = _unlisted(function)
         table[function] = found
     return found
 
 
-def identify(function: Callable[..., Any]) -> str:
-    """Return the plain name of a torch function, the one that all its aliases share.
+def _unlisted(function: Callable[..., Any]) -> Operation:
+    """Return the operation of a function that is not listed, under the name that its aliases share."""
+    path = resolve_name(function)
+    if path is None:
+        name = getattr(function, "__name__", repr(function))
+        if getattr(torch, name, None) is function:
+            return classify(name)
+        return Operation(getattr(function, "__qualname__", name), "unknown")
+    namespace, _, name = path.rpartition(".")
+    return classify(name) if namespace in NAMESPACES else Operation(path.removeprefix("torch."), "unknown")
 
-    Raises
-    ------
-    ValueError
-        If it is no function of torch that the engine knows.
-    """
-    operation = lookup(function)
-    if operation.kind == "unknown":
-        raise ValueError(
-            f"{function!r} is not an operation that lrphooks knows. Give a function of torch or torch.nn.functional, "
-            "such as torch.matmul or torch.nn.functional.softmax."
-        )
-    return operation.name
+
+def identify(function: Callable[..., Any]) -> str:
+    """Return the plain name of a torch function, the one that all its aliases share."""
+    return lookup(function).name
