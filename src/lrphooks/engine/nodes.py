@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lrphooks.engine.errors import LRPError
+
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
 class Passes:
     """Which backward passes over the graph of one run are relevance passes."""
 
-    __slots__ = ("_derivatives", "_identifiers")
+    __slots__ = ("_derivatives", "_identifiers", "differentiable")
 
     def __init__(self) -> None:
+        #: Whether relevance was made that may be differentiated, so that other passes have a meaning.
+        self.differentiable = False
         self._identifiers: set[int] = set()
         self._derivatives: set[int] = set()
 
@@ -96,12 +100,19 @@ class InputNode(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
         if not ctx.run.passes.relevance:
+            if not ctx.run.passes.differentiable:
+                raise LRPError(
+                    "This backward pass reaches the explained input without having passed the model's output, so it "
+                    "is no relevance: it began at a hidden activation. Begin at what the model returned, explain the "
+                    "part of the model that ends there, or leave the context for a plain gradient."
+                )
             return None, gradient
         (x,) = ctx.saved_tensors
         if gradient is not None and ctx.run.times_input:
             gradient = gradient * x
         total = _sum(gradient, relevance)
         if total is not None and torch.is_grad_enabled():
+            ctx.run.passes.differentiable = True
             total = RelevanceNode.apply(ctx.run, total)
         return None, total
 
@@ -131,9 +142,9 @@ class OutputNode(Function):
     """The model's output: where a relevance pass begins."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, output: Tensor) -> Tensor:
+    def forward(ctx: Any, run: Run, stopped: bool, output: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run = run
+        ctx.run, ctx.stopped = run, stopped
         # A copy, since the caller may write to the output in place, which a view made here would forbid.
         return output.clone()
 
@@ -141,8 +152,15 @@ class OutputNode(Function):
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return absent(ctx)
+        if ctx.stopped:
+            raise LRPError(
+                "The model's output is a value that counts as a constant (such as a sigmoid, an exponential or a "
+                "softmax under CP-LRP), so no relevance could flow into the model. Explain the value before it (the "
+                "logits), or give the operation a rule that passes relevance: "
+                "(torch.sigmoid, lrphooks.rules.Identity())."
+            )
         ctx.run.passes.begin()
-        return None, gradient
+        return None, None, gradient
 
 
 class ScaleNode(Function):

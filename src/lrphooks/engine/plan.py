@@ -75,6 +75,10 @@ class Plan:
         # A rule of their own keeps the run from warning of each again.
         self._layers.update((id(module), ((Gradient(), None),)) for module in unmatched)
 
+    def path_of(self, module: nn.Module) -> str:
+        """Return the name of a module within the model, empty for the model itself."""
+        return self._names.get(id(module), "")
+
     def name_of(self, module: nn.Module) -> str:
         """Return a module as messages name it."""
         name = self._names.get(id(module))

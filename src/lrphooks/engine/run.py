@@ -20,16 +20,17 @@ from lrphooks.engine.call import Call, replace_tensors, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint
 from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS
-from lrphooks.engine.handlers.common import stop
+from lrphooks.engine.handlers.common import Handler, stop
 from lrphooks.engine.interception import Interception
 from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, PassNode, ScaleNode
 from lrphooks.engine.provenance import Provenance
 from lrphooks.operations import Operation, expression
 from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
+from lrphooks.rules.operation import Constant, Gradient, Identity, Normalize, Pass
 
 if TYPE_CHECKING:
+    from lrphooks.engine.observer import Observer
     from lrphooks.engine.plan import Plan
     from lrphooks.engine.session import Session
 
@@ -46,8 +47,9 @@ class Frame:
 class Run:
     """The state of one forward pass and of the backward passes over its graph; it lives as long as that graph."""
 
-    def __init__(self, session: Session, plan: Plan, cache: WeightCache) -> None:
+    def __init__(self, session: Session, plan: Plan, cache: WeightCache, observer: Observer | None = None) -> None:
         self.session = session
+        self.observer = observer
         self.plan = plan
         self.cache = cache
         self.passes = Passes()
@@ -91,19 +93,19 @@ class Run:
         inner, link = InputNode.apply(self, x)
         self._provenance.begin(inner)
         notes.write(inner, self, link=lambda: link)
+        if self.observer is not None:
+            self.observer.explained(self, inner)
         return inner  # type: ignore[no-any-return]
 
     def leave_output(self, output: Tensor) -> Tensor:
         """Return an output of the model as the user is to see it."""
         note = notes.read(output, self)
-        if note is not None and note.constant == "stopped":
-            raise LRPError(
-                "The model's output is a value that counts as a constant (such as a sigmoid, an exponential or a "
-                "softmax under CP-LRP), so no relevance could flow into the model. Explain the value before it (the "
-                "logits), or give the operation a rule that passes relevance: "
-                "(torch.sigmoid, lrphooks.rules.Identity())."
-            )
-        return OutputNode.apply(self, self.settled(output))  # type: ignore[no-any-return]
+        stopped = note is not None and note.constant == "stopped"
+        settled = self.settled(output)
+        out: Tensor = OutputNode.apply(self, stopped, settled)
+        if self.observer is not None:
+            self.observer.output(self, settled, out)
+        return out
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Begin a module; return its arguments where they change."""
@@ -111,6 +113,8 @@ class Run:
             if not torch.is_grad_enabled():
                 refuse_reentrant_checkpoint()
             self.frames.append(Frame(module))
+            if self.observer is not None and self.watched:
+                self.observer.entered(self.frames[-1], self.plan.path_of(module))
             if id(module) in self.plan.passing:
                 args, kwargs = self._enter_passing(module, args, kwargs)
         return args, kwargs
@@ -154,8 +158,13 @@ class Run:
             )
         source = notes.read(a, self)
         link_in = None if source is None or source.link is None else source.link()
+        if self.observer is not None and self.watched:
+            a = self.observer.probe(self, a)
+            link_in = None if link_in is None else self.observer.probe(self, link_in, as_relevance=True)
         out, link = PassNode.apply(self, a, output, link_in)
         notes.write(out, self, link=lambda: link)
+        if self.observer is not None and self.watched:
+            self.observer.passed(self, a, out, link, linked=link_in is not None)
         return out  # type: ignore[no-any-return]
 
     def settled(self, tensor: Tensor) -> Tensor:
@@ -235,7 +244,19 @@ class Run:
                 return linear.execute(self, call, rule, *dense, function=linear.product_of_weight(call))
         if constants:
             call = call.replaced({id(t): self.shield(t) for t in constants})
-        return HANDLERS[operation.kind](self, call, self._rule(call))
+        return self.observed(call, self._rule(call), HANDLERS[operation.kind])
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is an observer to tell; what a checkpoint runs again was told before."""
+        return self.observer is not None and torch._C._current_graph_task_id() == -1
+
+    def observed(self, call: Call, rule: Rule, handler: Handler) -> Any:
+        """Run a call by its handler, with the observer looking on."""
+        if self.watched:
+            assert self.observer is not None
+            return self.observer.operation(self, call, rule, handler)
+        return handler(self, call, rule)
 
     def _survey(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -289,18 +310,17 @@ class Run:
         note = notes.read(source, self)
         layer = behind_hooks(source) if note is None else note.layer
         if layer is None or layer.batch_norm is not None:
-            return linear.batch_norm(self, self._settle(call, waiting), None)
-        return linear.batch_norm(self, call, layer)
+            return linear.batch_norm(self, self._settle(call, waiting), self._rule(call), None)
+        rule = self._rule(call)
+        if not isinstance(rule, Normalize | Gradient):
+            call, layer = self._settle(call, waiting), None
+        return linear.batch_norm(self, call, rule, layer)
 
     def _unknown(self, call: Call) -> Any:
+        return self.observed(call, self.plan.operation_rule(call.operation, self.frames) or Gradient(), Run._unruled)
+
+    def _unruled(self, call: Call, _: Rule) -> Any:
         rule = self.plan.operation_rule(call.operation, self.frames)
-        if rule is not None and not isinstance(rule, Gradient | Constant):
-            where = self.plan.name_of(self.frames[-1].module) if self.frames else "the model"
-            raise LRPError(
-                f"{rule!r} cannot serve operation {call.operation} in {where}, which lrphooks knows nothing of. Give "
-                f"it Gradient() or Constant(), as in ({expression(call.operation.name)}, lrphooks.rules.Gradient()), "
-                "and a module that runs it itself no other rule."
-            )
         out = call.invoke()
         if isinstance(rule, Constant):
             stop(self, out)
@@ -315,6 +335,8 @@ class Run:
     def report(self, what: str, reason: str, shapes: Iterable[Any] = ()) -> None:
         """Report something that no rule serves, with the module and the line of the model that ran it."""
         policy = self.plan.composite.unmatched
+        if self.observer is not None and policy != "error":
+            self.observer.fell_back(what.removeprefix("operation "))
         if policy == "gradient":
             return
         where = self.plan.name_of(self.frames[-1].module) if self.frames else "the model"

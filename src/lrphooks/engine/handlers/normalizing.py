@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
 
+#: Where the arguments weight, bias and eps of each normalisation stand.
+POSITIONS: dict[str, tuple[int, int | None, int]] = {
+    "layer_norm": (2, 3, 4),
+    "rms_norm": (2, None, 3),
+    "group_norm": (2, 3, 4),
+    "instance_norm": (3, 4, 7),
+    "batch_norm": (3, 4, 7),
+}
+
+
 def moments(run: Run, call: Call, rule: Rule) -> Any:
     """var_mean: the variance is a constant, the mean is linear."""
     out = call.invoke()
@@ -57,13 +67,7 @@ def normalization(run: Run, call: Call, rule: Rule) -> Any:
     if isinstance(rule, Identity | Pass):
         return run.passed(call.dependent[0], call.invoke())
     name = call.operation.name
-    positions = {
-        "layer_norm": (2, 3, 4),
-        "rms_norm": (2, None, 3),
-        "group_norm": (2, 3, 4),
-        "instance_norm": (3, 4, 7),
-        "batch_norm": (3, 4, 7),
-    }[name]
+    positions = POSITIONS[name]
     x, weight = call.dependent[0], call.argument(positions[0], "weight")
     bias = None if positions[1] is None else call.argument(positions[1], "bias")
     eps = call.argument(positions[2], "eps", None if name == "rms_norm" else 1e-5)
