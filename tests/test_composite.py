@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lrphooks import Composite, LRPError, UnmatchedError, UnmatchedWarning, composites, matching, rules
-from lrphooks.matching import AnyLinear, Convolution, First, Group, Linear
+from lrphooks.matching import AnyLinear, Convolution, First, Group, Linear, Within
 from lrphooks.operations import lookup
 from lrphooks.rules import Epsilon, Flat, Gamma, Gradient, Identity, Stabilizer, ZBox, ZPlus
 from small_networks import PRESETS, equal, network, relevance
@@ -39,6 +39,9 @@ COMPOSITES = {
     "types": Composite([((nn.Linear, nn.Conv2d), Epsilon(0)), ((nn.Conv1d,), Gamma(0.5))]),
     "names": Composite([("features.*", ZPlus()), ("it's", Epsilon()), (("a", "b[0-9]"), Epsilon())]),
     "nested": Composite([(First((nn.Linear, (Convolution, "x"))), Flat())]),
+    "places": Composite(
+        [((Within(("a*", Own), (torch.mul, AnyLinear)), "b"), Epsilon()), (First(Within(Own, Linear)), Flat())]
+    ),
     "predicate": Composite([(ends_with_one, Epsilon())]),
     "own type": Composite([(Own, Epsilon())]),
     "stabilizers": Composite([(AnyLinear, Gamma(0.3, Stabilizer(0.1, clip=True, norm_scale=True, dim=(1,))))]),
@@ -187,6 +190,19 @@ REFUSED = {
     "within": (lambda: Composite([((nn.Linear, 3), Epsilon())]), TypeError, r"entry 0: A matcher is.*got 3"),
     "first twice": (lambda: Composite([(First(First("a")), Epsilon())]), TypeError, r"entry 0.*First\(First"),
     "first in a tuple": (lambda: Composite([((First("a"), "b"), Epsilon())]), TypeError, r"entry 0.*First\(\(...\)\)"),
+    "nowhere": (lambda: Composite([(Within("", F.relu), Gradient())]), ValueError, r"entry 0.*pattern is empty"),
+    "within a function": (lambda: Composite([(Within(F.relu, F.relu), Gradient())]), TypeError, r"entry 0.*where must"),
+    "within products": (
+        lambda: Composite([(Within(matching.Product, F.relu), Gradient())]),
+        TypeError,
+        r"entry 0.*where must.*Product",
+    ),
+    "name within": (lambda: Composite([(Within("a", "b"), Epsilon())]), TypeError, r"entry 0.*matcher must.*'b'"),
+    "first within": (
+        lambda: Composite([(Within("a", First(nn.Linear)), Flat())]),
+        TypeError,
+        r"entry 0.*matcher must.*First\(Within",
+    ),
     "first of nothing": (lambda: Composite([(First(None), Epsilon())]), TypeError, r"entry 0: A matcher is.*None"),
     "module instance": (
         lambda: Composite([(nn.Linear(2, 2), Epsilon())]),

@@ -120,7 +120,7 @@ def assign(composite: Composite, model: nn.Module) -> Assignment:
         candidates = _by_module(composite, module, paths)
         operation = operation_name(module)
         if operation is not None and (not candidates or candidates[-1].first):
-            candidates += _by_operation(composite, operation, module, {c.entry for c in candidates})
+            candidates += _by_operation(composite, operation, module, paths, {c.entry for c in candidates})
         otherwise = "no rule" if operation is not None else "by operation"
         names = tuple(path[-1][0] for path in paths)
         rows.append(Row(names, type(module).__name__, tuple(candidates), otherwise))
@@ -130,8 +130,12 @@ def assign(composite: Composite, model: nn.Module) -> Assignment:
 def _by_module(composite: Composite, module: nn.Module, paths: list[matching.Path]) -> list[Candidate]:
     """Return the rules whose matchers describe the module itself, up to the first that holds for certain."""
     candidates: list[Candidate] = []
+    operation = operation_name(module) or ""
     for index, (matcher, rule) in enumerate(composite.entries):
-        if not any(matching.matches_module(matcher, path) for path in paths):
+        if not any(
+            matching.matches_module(matcher, path) or matching.matches_operation(matcher, operation, path, placed=True)
+            for path in paths
+        ):
             continue
         problem = cannot_serve(rule, module)
         if problem is None:
@@ -148,11 +152,15 @@ def _by_module(composite: Composite, module: nn.Module, paths: list[matching.Pat
     return candidates
 
 
-def _by_operation(composite: Composite, operation: str, module: nn.Module, seen: set[int]) -> list[Candidate]:
+def _by_operation(
+    composite: Composite, operation: str, module: nn.Module, paths: list[matching.Path], seen: set[int]
+) -> list[Candidate]:
     """Return the rules whose matchers describe the operation that a layer runs."""
     candidates: list[Candidate] = []
     for index, (matcher, rule) in enumerate(composite.entries):
-        if index in seen or not matching.matches_operation(matcher, operation) or cannot_serve(rule, module):
+        if index in seen or cannot_serve(rule, module):
+            continue
+        if not any(matching.matches_operation(matcher, operation, path) for path in paths):
             continue
         candidates.append(Candidate(index, rule, isinstance(matcher, matching.First)))
         if not candidates[-1].first:

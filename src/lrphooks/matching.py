@@ -1,8 +1,12 @@
 """Matchers: how an entry of a composite says which layers and operations it is for.
 
 A matcher is a layer type, a named :class:`Group`, a name pattern (``"features.*"``), a torch function
-(``torch.matmul``), a predicate ``(name, module) -> bool``, a tuple of these, or :class:`First` of any of these. A torch
-function stands for all its aliases, a module for each of its names.
+(``torch.matmul``), a predicate ``(name, module) -> bool``, :class:`Within` for what lies inside of certain modules, a
+tuple of these, or :class:`First` of any of these. A torch function stands for all its aliases, and a module has all the
+names that it is registered under.
+
+Entries count in their order, with one exception: the rule of a module that runs an operation itself comes before
+entries that tell of the operation alone.
 """
 
 from __future__ import annotations
@@ -48,8 +52,26 @@ class First:
         return f"First({describe(self.matcher)})"
 
 
+@dataclass(frozen=True)
+class Within:
+    """What a matcher describes, inside of certain modules only (and these themselves).
+
+    A layer is inside of the modules that it is registered in, an operation inside of those that are running.
+
+    where: a layer type, a group, a name pattern, a predicate, or a tuple of these.
+    matcher: a layer type, a group, a torch function, or a tuple of these.
+    """
+
+    where: Matcher
+    matcher: Matcher
+
+    def __repr__(self) -> str:
+        return f"Within({describe(self.where)}, {describe(self.matcher)})"
+
+
 Matcher: TypeAlias = (
-    "type[nn.Module] | tuple[Any, ...] | Group | str | Callable[[str, nn.Module], bool] | Callable[..., Any] | First"
+    "type[nn.Module] | tuple[Any, ...] | Group | str | Callable[[str, nn.Module], bool] | Callable[..., Any] | First | "
+    "Within"
 )
 
 _CONVOLUTIONS = (
@@ -129,6 +151,8 @@ def checked(matcher: Matcher) -> Matcher:
         if isinstance(matcher.matcher, First):
             raise TypeError("First(First(...)) says the same twice; write First(...) once.")
         return First(checked(matcher.matcher))
+    if isinstance(matcher, Within):
+        return _checked_within(matcher)
     if isinstance(matcher, tuple | list) and matcher:
         if any(isinstance(part, First) for part in matcher):
             raise TypeError("First(...) cannot stand inside of a tuple; write First((...)) around all of it.")
@@ -148,12 +172,30 @@ def checked(matcher: Matcher) -> Matcher:
         return matcher
     if not callable(matcher):
         raise TypeError(
-            f"A matcher is a layer type, a tuple of types, a group such as lrphooks.matching.Convolution, a name "
-            f"pattern, a torch function, a predicate (name, module) -> bool or First(...); got {matcher!r} of type "
-            f"{type(matcher).__name__}."
+            "A matcher is a layer type, a tuple of types, a group such as lrphooks.matching.Convolution, a name "
+            "pattern, a torch function, a predicate (name, module) -> bool, Within(...) or First(...); got "
+            f"{matcher!r} of type {type(matcher).__name__}."
         )
     _check_predicate(matcher)
     return matcher
+
+
+def _checked_within(matcher: Within) -> Within:
+    where, what = checked(matcher.where), checked(matcher.matcher)
+    for part in where if isinstance(where, tuple) else (where,):
+        if isinstance(part, First | Within) or is_operation(part) or (isinstance(part, Group) and not part.types):
+            raise TypeError(
+                f"Within(where, matcher): where must tell of modules, by type, group, name pattern or predicate; got "
+                f"{describe(part)}."
+            )
+    for part in what if isinstance(what, tuple) else (what,):
+        if not (isinstance(part, type | Group) or is_operation(part)):
+            hint = " Write First(Within(...))." if isinstance(part, First) else ""
+            raise TypeError(
+                f"Within(where, matcher): matcher must be a torch function, a group or a layer type; got "
+                f"{describe(part)}.{hint}"
+            )
+    return Within(where, what)
 
 
 def _check_predicate(predicate: Callable[..., Any]) -> None:
@@ -170,7 +212,7 @@ def _check_predicate(predicate: Callable[..., Any]) -> None:
         raise TypeError(f"A predicate is called with (name, module), but for {predicate!r}: {error}.") from None
 
 
-#: A module and those that it is registered in, each with its name; the model comes first.
+#: A module and those that it is in, each with a name; the outermost comes first.
 Path: TypeAlias = Sequence[tuple[str, nn.Module]]
 
 
@@ -191,6 +233,8 @@ def matches_module(matcher: Any, path: Path) -> bool:
         return matches_module(matcher.matcher, path)
     if isinstance(matcher, tuple):
         return any(matches_module(part, path) for part in matcher)
+    if isinstance(matcher, Within):
+        return matches_module(matcher.matcher, path) and _inside(matcher.where, path)
     name, module = path[-1]
     if isinstance(matcher, str):
         return bool(name) and fnmatchcase(name, matcher)
@@ -199,20 +243,36 @@ def matches_module(matcher: Any, path: Path) -> bool:
     return not is_operation(matcher) and bool(matcher(name, module))
 
 
-def matches_operation(matcher: Any, name: str) -> bool:
-    """Whether a matcher, First set aside, describes an operation by its plain name."""
+def matches_operation(matcher: Any, name: str, running: Path, *, placed: bool = False) -> bool:
+    """Whether a matcher, First set aside, describes an operation, by its plain name, inside of running modules.
+
+    placed: only where it tells of the modules too.
+    """
     if isinstance(matcher, First):
-        return matches_operation(matcher.matcher, name)
+        return matches_operation(matcher.matcher, name, running, placed=placed)
     if isinstance(matcher, tuple):
-        return any(matches_operation(part, name) for part in matcher)
+        return any(matches_operation(part, name, running, placed=placed) for part in matcher)
+    if isinstance(matcher, Within):
+        return matches_operation(matcher.matcher, name, running) and _inside(matcher.where, running)
     if isinstance(matcher, Group):
-        return name in matcher.operations
-    return is_operation(matcher) and identify(matcher) == name
+        return not placed and name in matcher.operations
+    return not placed and is_operation(matcher) and identify(matcher) == name
+
+
+def _inside(where: Any, path: Path) -> bool:
+    return any(matches_module(where, [place]) for place in path)
+
+
+def is_placed(matcher: Any) -> bool:
+    """Whether a matcher tells where operations run."""
+    if isinstance(matcher, First):
+        return is_placed(matcher.matcher)
+    return isinstance(matcher, Within) or (isinstance(matcher, tuple) and any(map(is_placed, matcher)))
 
 
 def operation_names(matcher: Any) -> list[str]:
     """Return the plain names of the operations that a matcher describes."""
-    if isinstance(matcher, First):
+    if isinstance(matcher, First | Within):
         return operation_names(matcher.matcher)
     if isinstance(matcher, tuple):
         return [name for part in matcher for name in operation_names(part)]
@@ -225,14 +285,20 @@ def patterns(matcher: Any) -> list[str]:
     """Return the name patterns within a matcher."""
     if isinstance(matcher, First):
         return patterns(matcher.matcher)
+    if isinstance(matcher, Within):
+        return patterns(matcher.where)
     if isinstance(matcher, tuple):
         return [pattern for part in matcher for pattern in patterns(part)]
     return [matcher] if isinstance(matcher, str) else []
 
 
 def is_wildcard(matcher: Any) -> bool:
-    """Whether a matcher holds a name pattern that may stand for several modules."""
-    return any(character in pattern for pattern in patterns(matcher) for character in "*?[")
+    """Whether a matcher takes its modules by name patterns that may stand for several."""
+    if isinstance(matcher, First):
+        return is_wildcard(matcher.matcher)
+    if isinstance(matcher, tuple):
+        return any(is_wildcard(part) for part in matcher)
+    return isinstance(matcher, str) and any(character in matcher for character in "*?[")
 
 
 def describe(matcher: Any) -> str:
@@ -244,7 +310,7 @@ def describe(matcher: Any) -> str:
             return f"torch.nn.{matcher.__name__}"
         own = matcher.__module__.partition(".")[0] != "torch"
         return matcher.__qualname__ if own else f"{matcher.__module__}.{matcher.__qualname__}"
-    if isinstance(matcher, Group | First | str):
+    if isinstance(matcher, Group | First | Within | str):
         return repr(matcher)
     if is_operation(matcher):
         return expression(identify(matcher))
