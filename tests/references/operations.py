@@ -200,3 +200,17 @@ def serves(function, operands, expected):
         f.shape == e.shape and torch.allclose(f, e, rtol=1e-12, atol=1e-12)
         for f, e in zip(found, expected, strict=True)
     )
+
+
+def agrees(function, surrogate, operands, composite=EXACT, tol=1e-10):
+    """The operation under a composite has the relevance of its surrogate, and the value that it has elsewhere."""
+    x = inputs()
+    model = Sandwich(x, function, operands)
+    expected = gradient_times_input(Sandwich(x, surrogate, operands), x)
+    explained = x.clone().requires_grad_()
+    with composite.context(model):
+        output = model(explained)
+        output.backward()
+    assert torch.equal(output, model(x)), "another value inside the context"
+    error = float((explained.grad - expected).abs().max() / expected.abs().max())
+    assert error <= tol, f"largest difference over largest relevance: {error:.3g}"

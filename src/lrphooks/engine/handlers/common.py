@@ -42,6 +42,8 @@ def in_place(run: Run, call: Call, handler: Handler, rule: Rule) -> Tensor:
     outside = call.out_of_place()
     # The operation may keep its input, which the copy is about to overwrite.
     saved = target.clone()
+    if (note := notes.read(target, run)) is not None:
+        notes.write(saved, run, nonnegative=note.nonnegative, offset=note.offset)
     outside = outside.replaced({id(target): saved})
     target.copy_(handler(run, outside, rule))
     return target
