@@ -67,15 +67,17 @@ _REVERSED = {"rsub": "sub", "rdiv": "div", "rpow": "pow", "rmatmul": "matmul"}
 
 
 def classify(name: str) -> Operation:
-    """Return the operation of a plain, in-place or operator name."""
+    """Return the operation of a plain, second, in-place or operator name."""
     name = names.OPERATORS.get(name, name)
+    name = names.ALIASES.get(name, name)
     if name in _REVERSED:
         base = _REVERSED[name]
         return Operation(base, _KINDS[base], reversed=True)
     if name in _KINDS:
         return Operation(name, _KINDS[name], in_place=name == "setitem")
-    if name.endswith("_") and not name.startswith("__") and name[:-1] in _KINDS:
-        return Operation(name[:-1], _KINDS[name[:-1]], in_place=True)
+    base = names.ALIASES.get(name[:-1], name[:-1])
+    if name.endswith("_") and not name.startswith("__") and base in _KINDS:
+        return Operation(base, _KINDS[base], in_place=True)
     for prefix in ("special_", "linalg_", "fft_"):
         if name.startswith(prefix):
             return classify(name.removeprefix(prefix))
@@ -104,13 +106,16 @@ def _namespaces() -> Iterator[Any]:
 @cache
 def _known() -> dict[Any, Operation]:
     table: dict[Any, Operation] = {}
-    wanted = [*_KINDS, *(f"{name}_" for name in _KINDS), *names.OPERATORS]
+    plain = [*_KINDS, *names.ALIASES]
+    wanted = [*plain, *(f"{name}_" for name in plain), *names.OPERATORS]
     for namespace in _namespaces():
         for name in wanted:
             for full in (name, f"special_{name}", f"linalg_{name}", f"fft_{name}"):
                 function = getattr(namespace, full, None)
                 if callable(function):
                     table[function] = classify(name)
+    for name in names.REORDERED:
+        table[getattr(torch, name)] = Operation(name, "composed")
     for name in dir(torch.Tensor):
         descriptor = torch.Tensor.__dict__.get(name) or getattr(torch._C.TensorBase, name, None)
         getter = getattr(descriptor, "__get__", None)
@@ -131,13 +136,14 @@ _PASSIVE = """
     __float__ __index__ __contains__ __format__ __repr__ __hash__ register_hook retain_grad requires_grad_ backward
     eq ne lt le gt ge argmax argmin argsort isnan isinf isfinite any all new_zeros new_ones new_empty new_full
     new_tensor bool long int short char byte __eq__ __ne__ __lt__ __le__ __gt__ __ge__ storage untyped_storage
-    sign sgn round floor ceil trunc logical_not logical_and logical_or bitwise_not is_set_to has_names
+    logical_not logical_and logical_or bitwise_not is_set_to has_names
 """
 
 
 @cache
 def _overload(name: str) -> Operation:
-    return classify(name.removeprefix("aten::").removeprefix("native_"))
+    # The native forms of normalisations have arguments and results of their own, so they stay unknown.
+    return Operation(name, "composed") if name in names.REORDERED else classify(name)
 
 
 @cache
