@@ -150,7 +150,7 @@ REPLACED = {
 
 
 @pytest.mark.parametrize("name", REPLACED)
-@pytest.mark.parametrize("matcher", [torch.mul, torch.multiply, torch.Tensor.__mul__, Product], ids=str)
+@pytest.mark.parametrize("matcher", [torch.mul, torch.multiply, torch.Tensor.__mul__, Product], ids=["mul", "multiply", "__mul__", "Product"])
 def test_a_rule_for_products_serves_every_spelling(name, matcher):
     rule, surrogate = REPLACED[name]
     for function in SPELLED:

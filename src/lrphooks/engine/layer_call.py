@@ -163,6 +163,8 @@ def modified_weight(weight: Tensor, form: WeightForm, parameter: float) -> Tenso
         return weight.abs()
     if form == "positive":
         return weight.clamp(min=0)
+    if form == "negative":
+        return weight.clamp(max=0)
     if form == "raised":
         return weight + parameter * weight.clamp(min=0)
     return weight

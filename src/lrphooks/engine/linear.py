@@ -87,6 +87,12 @@ def execute(
         return z
     if isinstance(rule, Pass):
         return run.passed(a, z)
+    if isinstance(rule, InputRule):
+        try:
+            rule.check(a, linear_map)
+        except ValueError as error:
+            where = run.plan.name_of(run.frames[-1].module) if run.frames else "the model"
+            raise ValueError(f"{where}: {error}") from error.__cause__
     layer = LayerCall(
         run,
         rule if isinstance(rule, LinearRule | InputRule) else Epsilon(0.0),

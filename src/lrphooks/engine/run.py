@@ -374,7 +374,7 @@ class Run:
             frame.served = True
         running = frame.module if frame else None
         module = self.plan.layer_module(running, weight)
-        for rule, first in self.plan.layer_candidates(module, call.operation):
+        for rule, first in self.plan.layer_candidates(module, call.operation, self.frames):
             if first is None:
                 return rule
             owner = (id(running), self.unrolled) if self.unrolled else (id(module), call.operation.name)

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from lrphooks.layers.layer import Layer
+from lrphooks.layers.linear_map import LinearMap
 from lrphooks.rules.base import Rule, Stabilizer, number
 
 
 @dataclass(frozen=True)
 class InputRule(Rule):
     """A rule for linear layers that answers with the relevance of the input itself."""
+
+    def check(self, a: Tensor, linear_map: LinearMap) -> None:
+        """Raise a ValueError if the rule does not fit the input of a layer."""
 
     @abstractmethod
     def redistribute(self, layer: Layer, relevance: Tensor) -> Tensor:
@@ -177,6 +181,10 @@ class ZBox(InputRule):
                 f"shape {tuple(a.shape)}. Give a number, or one value a channel, such as shape (1, 3, 1, 1)."
             ) from error
         return value
+
+    def check(self, a: Tensor, linear_map: LinearMap) -> None:
+        for name in ("low", "high"):
+            self._bound(name, a, linear_map.output_channel_dim)
 
     def _bounds(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return both bounds, and w^+ l + w^- h as one weight where they are one value a channel."""
