@@ -150,7 +150,11 @@ REPLACED = {
 
 
 @pytest.mark.parametrize("name", REPLACED)
-@pytest.mark.parametrize("matcher", [torch.mul, torch.multiply, torch.Tensor.__mul__, Product], ids=["mul", "multiply", "__mul__", "Product"])
+@pytest.mark.parametrize(
+    "matcher",
+    [torch.mul, torch.multiply, torch.Tensor.__mul__, Product],
+    ids=["mul", "multiply", "__mul__", "Product"],
+)
 def test_a_rule_for_products_serves_every_spelling(name, matcher):
     rule, surrogate = REPLACED[name]
     for function in SPELLED:
@@ -193,16 +197,37 @@ def test_attention_presets_share_products_of_attention():
     agrees(attend, lambda a, b: (a.mT @ b).softmax(-1).detach() @ a.mT, (x, y), composites.CPLRP(0))
 
 
-@pytest.mark.parametrize("name", ["lerp", "grid_sample", "prelu"])
-def test_weights_that_depend_on_the_input_are_reported(name):
-    grid = v(1, 2, 2, 2, domain="unit")
-    function, operands = {
-        "lerp": (torch.lerp, (A, B, C)),
-        "grid_sample": (lambda a, g: F.grid_sample(a, g, align_corners=False), (v(1, 1, 3, 3), grid)),
-        "prelu": (F.prelu, (A, v(4, seed=1, domain="nonzero"))),
-    }[name]
-    with pytest.raises(UnmatchedError, match=name):
-        agrees(function, function, operands)
+def test_what_mixes_or_samples_is_a_gate():
+    """Where a grid points, or how lerp mixes, is constant, as the weights of attention are: the signal takes all."""
+    agrees(torch.lerp, lambda a, b, w: torch.lerp(a, b, w.detach()), (A, B, C))
+    agrees(
+        lambda a, g: F.grid_sample(a, g, align_corners=False),
+        lambda a, g: F.grid_sample(a, g.detach(), align_corners=False),
+        (v(1, 1, 3, 3), v(1, 2, 2, 2, domain="unit")),
+    )
+
+
+def test_attention_masks_take_what_the_weights_get():
+    """A mask that depends on the input adds to the product of query and key, and has its own part of the logits."""
+    q, k, w, mask = v(1, 3, 2), v(1, 3, 2, seed=1), v(1, 3, 2, seed=2), v(1, 3, 3, seed=3)
+
+    def half(q, k, w, mask):
+        logits = shared(torch.matmul)(q, k.mT) * 2**-0.5 + mask
+        return shared(torch.matmul)(logits.softmax(-1), w)
+
+    def constant(q, k, w, mask):
+        return (q @ k.mT * 2**-0.5 + mask).softmax(-1).detach() @ w
+
+    def attend(q, k, w, mask):
+        return F.scaled_dot_product_attention(q, k, w, attn_mask=mask)
+
+    agrees(attend, half, (q, k, w, mask), composites.AttnLRP(0))
+    agrees(attend, constant, (q, k, w, mask), composites.CPLRP(0))
+
+
+def test_weights_that_depend_on_the_input_are_reported():
+    with pytest.raises(UnmatchedError, match="prelu"):
+        agrees(F.prelu, F.prelu, (A, v(4, seed=1, domain="nonzero")))
 
 
 def test_identity_on_a_gate_and_uniform_products_share():

@@ -179,8 +179,12 @@ def _shift(seen: Seen) -> Sinks:
 
 
 def _product(seen: Seen) -> Sinks:
-    """A product is linear in each factor, so shares that add up to 1 hand on all; a weight that samples is plain."""
-    return _sum(seen) if seen.call.operation.name in ("grid_sample", "lerp") else {}
+    """A product is linear in each factor, so shares that add up to 1 hand on all; a weight that samples is constant."""
+    name = seen.call.operation.name
+    if name not in ("grid_sample", "lerp"):
+        return {}
+    weight = seen.call.argument(2, "weight") if name == "lerp" else seen.call.argument(1, "grid")
+    return {"constants": seen.arriving - sum(seen.contributions([t for t in seen.carriers if t is not weight]))}
 
 
 def _added(seen: Seen) -> Sinks:
@@ -200,17 +204,18 @@ def _quotient(seen: Seen) -> Sinks:
 
 def _attention(seen: Seen) -> Sinks:
     """The weights of the values receive one half, which q and k share as far as their logits reach."""
-    call, names = seen.call, ("query", "key", "value")
+    call, names = seen.call, ("query", "key", "value", "attn_mask")
     operands = [call.argument(i, n) for i, n in enumerate(names)]
     carries = [any(t is c for c in seen.carriers) for t in operands]
     # Each position for itself: the same tensor may stand for several.
-    copies = tuple(t.clone() for t in operands)
+    copies = tuple(t.clone() if isinstance(t, Tensor) else t for t in operands)
     rest = {k: v for k, v in call.kwargs.items() if k not in names}
-    apart = Call(call.operation, call.function, (*copies, *call.args[3:]), rest)
-    alone = Seen(apart, seen.rule, copies, seen.outputs, seen.gradients).contributions()
-    q, k, v = (amount if carried else 0.0 for amount, carried in zip(alone, carries, strict=True))
-    outer = 1.0 / (any(carries[:2]) + carries[2])
-    return {"softmax offset": seen.arriving - outer * v - outer * (q + k) / max(1, sum(carries[:2]))}
+    apart = Call(call.operation, call.function, (*copies, *call.args[4:]), rest)
+    carriers = tuple(t for t, carried in zip(copies, carries, strict=True) if carried)
+    alone = iter(Seen(apart, seen.rule, carriers, seen.outputs, seen.gradients).contributions())
+    q, k, v, mask = (next(alone) if carried else 0.0 for carried in carries)
+    half = 1.0 / ((carries[0] or carries[1] or carries[3]) + carries[2])
+    return {"softmax offset": seen.arriving - half * (v + mask + (q + k) / max(1, carries[0] + carries[1]))}
 
 
 def _normalized(seen: Seen) -> Sinks:

@@ -52,6 +52,12 @@ class Passes:
         return torch._C._current_graph_task_id() in self._identifiers
 
 
+def alias(tensor: Tensor) -> Tensor:
+    """Return the same data as another tensor, with the same strides: view_as would change those of single elements."""
+    out: Tensor = torch.ops.aten.alias(tensor)
+    return out
+
+
 def zero_link(like: Tensor) -> Tensor:
     """Return zeros shaped as ``like`` that take no memory; only their gradient matters."""
     return like.new_zeros(()).expand(like.shape)
@@ -76,7 +82,7 @@ def true_derivative(
         for i in wanted:
             tensor = inputs[i]
             assert tensor is not None
-            local[i] = tensor.view_as(tensor) if create else tensor.detach().requires_grad_()
+            local[i] = alias(tensor) if create else tensor.detach().requires_grad_()
         out = function(*local)
         sources = [tensor for i in wanted if (tensor := local[i]) is not None]
         grads = torch.autograd.grad(out, sources, gradient, create_graph=create, allow_unused=True)
@@ -128,7 +134,7 @@ class RelevanceNode(Function):
     def forward(ctx: Any, run: Run, relevance: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.run = run
-        return relevance.view_as(relevance)
+        return alias(relevance)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -170,7 +176,7 @@ class ScaleNode(Function):
     def forward(ctx: Any, run: Run, share: float, x: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.run, ctx.share = run, share
-        return x.view_as(x)
+        return alias(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -242,21 +248,23 @@ class PassNode(Function):
     """A whole module that passes relevance from its output y to its input a as it is."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, a: Tensor, y: Tensor, link_in: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, run: Run, a: Tensor, values: Tensor, y: Tensor, link_in: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.run = run
-        ctx.save_for_backward(a, y)
+        ctx.save_for_backward(values, y)
         return y.clone(), zero_link(y)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
         if not ctx.run.passes.relevance:
-            return None, None, gradient, None
+            return None, None, None, gradient, None
         a, y = ctx.saved_tensors
         total = _sum(None if gradient is None else gradient * y, relevance)
-        if total is None or ctx.needs_input_grad[3]:
-            return None, None, None, total
-        return None, per_input(total, a), None, None
+        if total is None or ctx.needs_input_grad[4]:
+            return None, None, None, None, total
+        return None, per_input(total, a), None, None, None
 
 
 class TwinNode(Function):
@@ -285,7 +293,7 @@ class ShareNode(Function):
         ctx.set_materialize_grads(False)
         ctx.run = run
         ctx.save_for_backward(share)
-        return x.view_as(x)
+        return alias(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -313,7 +321,7 @@ class NormalizationNode(Function):
         # What runs again for the derivative must not record its statistics a second time.
         ctx.run, ctx.function, ctx.linearized = run, again, linearized
         ctx.save_for_backward(*tensors)
-        return function(*tensors)
+        return unaliased(function(*tensors))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:

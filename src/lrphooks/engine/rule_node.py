@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lrphooks.engine.nodes import _sum, per_input, zero_link
+from lrphooks.engine.nodes import _sum, alias, per_input, zero_link
 from lrphooks.layers.layer import Layer, Route, Term, WeightForm
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
@@ -55,7 +55,7 @@ class RuleNode(Function):
             ctx.routes = tuple(term.routes for term in terms)
             ctx.modified = _modified_weights(layer, call, terms)
             ctx.save_for_backward(*(_factor(z, term) for term in terms), *tensors)
-        return z if in_place else z.view_as(z), zero_link(z)
+        return z if in_place else alias(z), zero_link(z)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None = None) -> tuple[Tensor | None, ...]:

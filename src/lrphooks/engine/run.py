@@ -41,7 +41,7 @@ class Frame:
 
     module: nn.Module
     served: bool = False
-    passing: Tensor | None = None
+    passing: tuple[Tensor, Tensor] | None = None
 
 
 class Run:
@@ -139,16 +139,22 @@ class Run:
             )
         # Its relevance comes past whatever consumes it, so the layer that made it gets its rule now.
         carrier = self.settled(carriers[0])
-        self.frames[-1].passing = carrier
+        # What runs inside may overwrite it, so its place in the graph and its values are kept apart.
+        note = notes.read(carrier, self)
+        held: Tensor = ScaleNode.apply(self, 1.0, carrier)
+        if note is not None:
+            notes.write(held, self, link=note.link, maker=note.maker)
+        self.frames[-1].passing = (held, carrier.detach().clone())
         return replace_tensors((args, kwargs), {id(carriers[0]): carrier})  # type: ignore[no-any-return]
 
     def _leave_passing(self, frame: Frame, output: Any) -> Tensor:
         """Return the module's output, with its relevance going straight to the module's input."""
         assert frame.passing is not None
         output = self.settled(output) if isinstance(output, Tensor) else output
-        return self.passed(frame.passing, output, frame.module)
+        a, values = frame.passing
+        return self.passed(a, output, values, frame.module)
 
-    def passed(self, a: Tensor, output: Any, module: nn.Module | None = None) -> Tensor:
+    def passed(self, a: Tensor, output: Any, values: Tensor | None = None, module: nn.Module | None = None) -> Tensor:
         """Return a value whose relevance goes to ``a``, of the same shape, as it is."""
         if not isinstance(output, Tensor) or output.shape != a.shape:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -161,10 +167,10 @@ class Run:
         if self.observer is not None and self.watched:
             a = self.observer.probe(self, a)
             link_in = None if link_in is None else self.observer.probe(self, link_in, as_relevance=True)
-        out, link = PassNode.apply(self, a, output, link_in)
+        out, link = PassNode.apply(self, a, a.detach() if values is None else values, output, link_in)
         notes.write(out, self, link=lambda: link)
         if self.observer is not None and self.watched:
-            self.observer.passed(self, a, out, link, linked=link_in is not None)
+            self.observer.passed(self, a if values is None else values, out, link, linked=link_in is not None)
         return out  # type: ignore[no-any-return]
 
     def settled(self, tensor: Tensor) -> Tensor:

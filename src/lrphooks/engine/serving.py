@@ -71,6 +71,15 @@ def check_entries(composite: Composite) -> None:
     A group or a tuple may hold operations that a rule cannot serve, beside some that it can.
     """
     for index, (matcher, rule) in enumerate(composite.entries):
+        if isinstance(matcher, matching.First) and not isinstance(rule, LinearRule | InputRule):
+            others = [
+                n for n in matching.operation_names(matcher) if classify(n).kind != "linear" and n not in _OF_WEIGHTS
+            ]
+            if others:
+                raise TypeError(
+                    f"Entry {index} of the composite, ({matching.describe(matcher)}, {rule!r}), is for the first "
+                    f"executed {others[0]}, but First() counts linear layers alone. Name the module instead."
+                )
         operations = [classify(name) for name in matching.operation_names(matcher)]
         if not operations or any(serves(rule, operation) for operation in operations):
             continue

@@ -51,7 +51,7 @@ LINEAR_COMBINATION = """
     masked_scatter put setitem copy fill zero pad constant_pad_nd reflection_pad1d replication_pad1d avg_pool1d
     avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample
     upsample_bilinear upsample_nearest upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d
-    upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d fold unfold embedding embedding_bag diff
+    upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d fold unfold embedding embedding_bag affine_grid diff
     segment_reduce fft ifft fft2 ifft2 fftn ifftn rfft irfft rfft2 irfft2 rfftn irfftn hfft ihfft hfft2 ihfft2 hfftn
     ihfftn fftshift ifftshift stft istft real imag view_as_real view_as_complex complex conj conj_physical
     alpha_dropout feature_alpha_dropout unfold_copy im2col col2im data_sparse block_diag cartesian_prod combinations
@@ -61,7 +61,7 @@ LINEAR_COMBINATION = """
 #: Multiplies activations: each receives an equal part.
 PRODUCT = """
     mul mm bmm mv matmul dot vdot inner outer einsum tensordot kron chain_matmul multi_dot cross
-    prod bilinear grid_sample lerp vecdot hadamard
+    prod bilinear _sparse_mm grid_sample lerp vecdot hadamard
 """
 
 #: Adds to its first argument the product of the next two.

@@ -69,9 +69,12 @@ def _multiply(run: Run, call: Call, rule: Rule, first: int) -> Any:
         count = source.shape[dim] if isinstance(dim, int) else source.numel()
         return call.replaced({id(source): ScaleNode.apply(run, 1.0 / count, source)}).invoke()
     if name in ("lerp", "grid_sample"):
+        # Where it samples, or how it mixes, is a gate: constant, so the signal takes all.
         weight = call.argument(2, "weight") if name == "lerp" else call.argument(1, "grid")
-        if isinstance(weight, Tensor) and run.carries(weight):
-            run.unmatched(call, "its weights depend on the explained input")
+        if all(t is weight for t in carriers):
+            return plain(run, call, Constant())
+        if any(t is weight for t in carriers):
+            call = call.replaced({id(weight): ScaleNode.apply(run, 0.0, weight)})
         return call.invoke()
     offsets = [(note := notes.read(t, run)) is not None and note.offset for t in carriers]
     if len(carriers) < 2:
