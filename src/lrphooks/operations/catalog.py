@@ -123,7 +123,7 @@ _PASSIVE = """
     __float__ __index__ __contains__ __format__ __repr__ __hash__ register_hook retain_grad requires_grad_ backward
     eq ne lt le gt ge argmax argmin argsort isnan isinf isfinite any all new_zeros new_ones new_empty new_full
     new_tensor bool long int short char byte __eq__ __ne__ __lt__ __le__ __gt__ __ge__ storage untyped_storage
-    logical_not logical_and logical_or bitwise_not is_set_to has_names
+    logical_not logical_and logical_or bitwise_not is_set_to
 """
 
 
