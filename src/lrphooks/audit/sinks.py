@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lrphooks.engine.call import Call, replace_tensors, tensors_in
 from lrphooks.engine.handlers.normalizing import POSITIONS
+from lrphooks.engine.handlers.products import denominator_of
 from lrphooks.engine.serving import ELEMENTWISE_SELECT
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
@@ -196,8 +197,7 @@ def _added(seen: Seen) -> Sinks:
 
 
 def _quotient(seen: Seen) -> Sinks:
-    last = 2 if seen.call.operation.name == "addcdiv" else 1
-    denominator = seen.call.args[0] if seen.call.operation.reversed else seen.call.argument(last, "other")
+    denominator = seen.call.argument(*denominator_of(seen.call))
     numerators = [t for t in seen.carriers if t is not denominator]
     return {"constants": seen.arriving - sum(seen.contributions(numerators))} if numerators else {}
 

@@ -38,6 +38,11 @@ class Plan:
         self._places = {id(m): [path[-1] for path in paths] for m, paths in matching.paths_of(model).items()}
         self._placed = any(matching.is_placed(matcher) for matcher, _ in composite.entries)
         self._operations: dict[tuple[tuple[int, ...], str], Rule | None] = {}
+        #: Whether softmax has a rule that passes relevance, which one that is written out then follows.
+        self.softmax_is_ruled = any(
+            isinstance(rule, Gradient) and "softmax" in matching.operation_names(matcher)
+            for matcher, rule in composite.entries
+        )
         self.passing: dict[int, Rule] = {}
         inherited: dict[str, tuple[Rule, int, bool]] = {}
         for module, row in zip(model.modules(), self.assignment, strict=True):

@@ -19,13 +19,14 @@ from lrphooks.engine.cache import WeightCache
 from lrphooks.engine.call import Call, replace_tensors, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint
 from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
-from lrphooks.engine.handlers import CONVENTIONS, HANDLERS
+from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler, stop
 from lrphooks.engine.interception import Interception
 from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, PassNode, ScaleNode
 from lrphooks.engine.provenance import Provenance
 from lrphooks.operations import Operation, expression
+from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Normalize, Pass
 
@@ -231,9 +232,14 @@ class Run:
         self, operation: Operation, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run one torch call of the model under its rule."""
-        dependent, constants, waiting, stopped = self._survey(args, kwargs)
+        # Of x.type_as(y) and its like, the second operand gives a shape or a type alone.
+        data = args[:1] if operation.name in SHAPED_BY_ANOTHER else (*args, *kwargs.values()) if kwargs else args
+        dependent, constants, waiting, stopped = self._survey(data)
         if not dependent:
-            return self._constant(function, args, kwargs, constants, stopped)
+            out = self._constant(function, args, kwargs, constants, stopped)
+            if stopped and self.plan.softmax_is_ruled:
+                return softmax.recognize(self, operation, args, kwargs, out)
+            return out
         call = Call(operation, function, args, kwargs, dependent)
         if operation.kind == "batch norm" and not call.argument(5, "training", False):
             return self._batch_norm(call, waiting)
@@ -250,7 +256,8 @@ class Run:
                 return linear.execute(self, call, rule, *dense, function=linear.product_of_weight(call))
         if constants:
             call = call.replaced({id(t): self.shield(t) for t in constants})
-        return self.observed(call, self._rule(call), HANDLERS[operation.kind])
+        out = self.observed(call, self._rule(call), HANDLERS[operation.kind])
+        return softmax.recognize(self, operation, args, kwargs, out) if self.plan.softmax_is_ruled else out
 
     @property
     def watched(self) -> bool:
@@ -264,15 +271,13 @@ class Run:
             return self.observer.operation(self, call, rule, handler)
         return handler(self, call, rule)
 
-    def _survey(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, LayerCall]], bool]:
+    def _survey(self, data: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, LayerCall]], bool]:
         """Return the operands that carry relevance, those that do not, the layers to settle, and any stopped value."""
         dependent: list[Tensor] = []
         constants: list[Tensor] = []
         waiting: list[tuple[Tensor, LayerCall]] = []
         stopped = False
-        for tensor in tensors_in((*args, *kwargs.values()) if kwargs else args):
+        for tensor in tensors_in(data):
             if not tensor.requires_grad:
                 continue
             note = None if tensor.is_leaf else notes.read(tensor, self)
