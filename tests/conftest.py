@@ -1,7 +1,5 @@
 """Shared set-up: one thread, fixed seeds, and the comparison that the numerical tests use."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -32,15 +30,3 @@ def close():
         assert error <= tol, f"largest difference over largest value: {error:.3g}, allowed {tol:.3g}"
 
     return check
-
-
-def pytest_collection_modifyitems(items):
-    """Expect the failures that are known and listed, so that they stay in sight and a new one is seen.
-
-    Each is a fault of the engine that a test found and nobody has mended yet; docs/how-it-works.md tells more.
-    A test that passes again leaves the list.
-    """
-    listed = set((Path(__file__).parent / "known_failures.txt").read_text(encoding="utf-8").splitlines())
-    for item in items:
-        if item.nodeid in listed:
-            item.add_marker(pytest.mark.xfail(reason="known fault, see known_failures.txt", strict=False))

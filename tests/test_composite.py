@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lrphooks import Composite, LRPError, UnmatchedError, UnmatchedWarning, composites, matching, rules
-from lrphooks.matching import AnyLinear, Convolution, First, Group, Linear
+from lrphooks.matching import AnyLinear, Convolution, First, Group, Linear, Within
+from lrphooks.operations import lookup
 from lrphooks.rules import Epsilon, Flat, Gamma, Gradient, Identity, Stabilizer, ZBox, ZPlus
 from small_networks import PRESETS, equal, network, relevance
 
@@ -38,6 +39,9 @@ COMPOSITES = {
     "types": Composite([((nn.Linear, nn.Conv2d), Epsilon(0)), ((nn.Conv1d,), Gamma(0.5))]),
     "names": Composite([("features.*", ZPlus()), ("it's", Epsilon()), (("a", "b[0-9]"), Epsilon())]),
     "nested": Composite([(First((nn.Linear, (Convolution, "x"))), Flat())]),
+    "places": Composite(
+        [((Within(("a*", Own), (torch.mul, AnyLinear)), "b"), Epsilon()), (First(Within(Own, Linear)), Flat())]
+    ),
     "predicate": Composite([(ends_with_one, Epsilon())]),
     "own type": Composite([(Own, Epsilon())]),
     "stabilizers": Composite([(AnyLinear, Gamma(0.3, Stabilizer(0.1, clip=True, norm_scale=True, dim=(1,))))]),
@@ -185,6 +189,20 @@ REFUSED = {
     "empty name": (lambda: Composite([("", Epsilon())]), ValueError, r"entry 0.*pattern is empty.*\*"),
     "within": (lambda: Composite([((nn.Linear, 3), Epsilon())]), TypeError, r"entry 0: A matcher is.*got 3"),
     "first twice": (lambda: Composite([(First(First("a")), Epsilon())]), TypeError, r"entry 0.*First\(First"),
+    "first in a tuple": (lambda: Composite([((First("a"), "b"), Epsilon())]), TypeError, r"entry 0.*First\(\(...\)\)"),
+    "nowhere": (lambda: Composite([(Within("", F.relu), Gradient())]), ValueError, r"entry 0.*pattern is empty"),
+    "within a function": (lambda: Composite([(Within(F.relu, F.relu), Gradient())]), TypeError, r"entry 0.*where must"),
+    "within products": (
+        lambda: Composite([(Within(matching.Product, F.relu), Gradient())]),
+        TypeError,
+        r"entry 0.*where must.*Product",
+    ),
+    "name within": (lambda: Composite([(Within("a", "b"), Epsilon())]), TypeError, r"entry 0.*matcher must.*'b'"),
+    "first within": (
+        lambda: Composite([(Within("a", First(nn.Linear)), Flat())]),
+        TypeError,
+        r"entry 0.*matcher must.*First\(Within",
+    ),
     "first of nothing": (lambda: Composite([(First(None), Epsilon())]), TypeError, r"entry 0: A matcher is.*None"),
     "module instance": (
         lambda: Composite([(nn.Linear(2, 2), Epsilon())]),
@@ -333,3 +351,54 @@ def test_a_rule_that_cannot_serve_its_operation_is_refused(operation, rule):
         (TypeError, LRPError), match=rf"(?s){type(rule).__name__}.*{name}|{name}.*{type(rule).__name__}"
     ):
         relevance(Composite([(operation, rule), (AnyLinear, Epsilon())]), Uses(), torch.randn(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("function", "code"),
+    [
+        (F.softmax, "torch.softmax"),
+        (torch.Tensor.softmax, "torch.softmax"),
+        (torch.ops.aten.relu_.default, "torch.nn.functional.relu"),
+        (F.linear, "torch.nn.functional.linear"),
+        (torch.Tensor.__getitem__, "torch.Tensor.__getitem__"),
+        (torch.Tensor.T.__get__, "torch.Tensor.T.__get__"),
+        (torch.Tensor.copy_, "torch.Tensor.copy_"),
+        (torch.Tensor.cholesky_inverse, "torch.cholesky_inverse"),
+        (torch.ops.aten.cholesky_inverse.default, "torch.cholesky_inverse"),
+        (torch.linalg.eigh, "torch.linalg.eigh"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_aliases_are_one_matcher(function, code):
+    """Also those of an operation that no rule knows; its public function stands for all of them."""
+    one, other = Composite([(function, Gradient())]), Composite([(eval(code), Gradient())])
+    assert one == other
+    assert hash(one) == hash(other)
+    assert repr(one) == f"Composite([({code}, Gradient())])"
+    assert Composite([(First((function, nn.Linear)), Epsilon())]) == Composite(
+        [(First((eval(code), nn.Linear)), Epsilon())]
+    )
+
+
+def test_every_operation_of_torch_is_a_matcher_that_prints_as_code():
+    """All that a function mode may see of a model, as torch itself lists it."""
+    listed = [f for functions in torch.overrides.get_overridable_functions().values() for f in functions]
+    functions = {f for f in listed if lookup(f).name not in ("autocast", "__dict__", "__torch_function__")}
+    assert len(functions) > 1000
+    for function in functions:
+        composite = Composite([(function, Gradient())])
+        assert eval(repr(composite), dict(NAMESPACE)) == composite
+
+
+def test_an_unknown_operation_may_count_as_a_constant_and_have_no_other_rule():
+    class Scaled(nn.Module):
+        def forward(self, x):
+            return x * torch.cholesky_inverse(x.detach() + 0 * x + 3 * torch.eye(4, dtype=x.dtype))
+
+    x = torch.randn(4, 4, dtype=torch.float64)
+    seed = torch.linspace(1, -0.5, 16, dtype=x.dtype).reshape(4, 4)
+    constant = Composite([(torch.cholesky_inverse, rules.Constant())])
+    equal(relevance(constant, Scaled(), x), Scaled()(x) * seed)
+    message = r"Identity\(\) cannot serve operation cholesky_inverse.*torch\.cholesky_inverse.*Gradient, Constant"
+    with pytest.raises(TypeError, match=message):
+        relevance(Composite([(torch.cholesky_inverse, Identity())]), Scaled(), x)

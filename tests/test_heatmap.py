@@ -33,7 +33,8 @@ def test_both_signs_share_one_scale():
     assert tuple(drawn[0, 1]) == FOR
 
 
-@given(arrays(np.float64, (5, 7), elements=st.floats(-1e3, 1e3)), st.floats(1e-3, 1e3))
+# No subnormal numbers: the product itself rounds them, so the test's own factor would change the relevance.
+@given(arrays(np.float64, (5, 7), elements=st.floats(-1e3, 1e3, allow_subnormal=False)), st.floats(1e-3, 1e3))
 def test_a_factor_changes_nothing_but_the_scale(relevance, factor):
     difference = pixels(heatmap(relevance, least_side=1)) - pixels(heatmap(relevance * factor, least_side=1))
     assert np.abs(difference).max() <= 1

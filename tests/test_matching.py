@@ -8,8 +8,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from lrphooks import Composite, LRPError, UnmatchedError, matching
-from lrphooks.matching import Activation, AnyLinear, Convolution, First, Linear
-from lrphooks.rules import Constant, Epsilon, Flat, Gamma, Gradient, GuidedReLU, Identity, Pass, ZBox, ZPlus
+from lrphooks.matching import Activation, AnyLinear, Convolution, First, Linear, Product, Within
+from lrphooks.rules import (
+    Constant,
+    Epsilon,
+    Flat,
+    Gamma,
+    Gradient,
+    GuidedReLU,
+    Identity,
+    Pass,
+    TakesAll,
+    Uniform,
+    ZBox,
+    ZPlus,
+)
 from small_networks import equal, every_layer, network, relevance
 
 
@@ -118,6 +131,22 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("name", ["encoder", "decoder", "dec*"])
 def test_every_name_of_a_shared_module_is_one(name):
     same(Composite([(name, ZPlus())]), every_layer(ZPlus()), Tied())
+
+
+def test_a_row_knows_every_name():
+    """A shared layer has one row; a container of it has none of its own for the second name."""
+
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Sequential(nn.Linear(6, 6))
+            self.two = self.one
+
+    assignment = Composite([("two.*", ZPlus())]).assign(Nested())
+    assert [row.names for row in assignment] == [("",), ("one", "two"), ("one.0", "two.0")]
+    assert assignment["one.0"] == assignment["two.0"]
+    assert assignment["two.0"].rule == ZPlus()
+    assert "one.0, two.0  Linear" in str(assignment)
 
 
 # --- First -----------------------------------------------------------------------------------------------------
@@ -342,3 +371,134 @@ def test_a_constant_layer_receives_no_relevance():
     seed = torch.linspace(1, -0.5, 9, dtype=X.dtype).reshape(3, 3)
     expected = X * ((seed * gate) @ model.signal.weight.detach())
     equal(relevance(Composite([("gate", Constant()), (AnyLinear, Epsilon(0))]), model, X), expected)
+
+
+# --- Within ---------------------------------------------------------------------------------------------------------
+
+
+class Multiply(nn.Module):
+    """A product of its own, of two layers that it holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.product(self.one(x), self.two(x))
+
+    def product(self, a, b):
+        return a * b
+
+
+class Holds(nn.Module):
+    """A module around the one that multiplies."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Multiply()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Products(nn.Module):
+    """Products in three places: inside of modules of two types, and in the model itself."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right, self.head = Holds(), Multiply(), nn.Linear(6, 6)
+        self.double()
+
+    def forward(self, x):
+        a, b = self.left(x), self.right(x)
+        return self.head(a * b)
+
+
+FIRST, SECOND = TakesAll(0), TakesAll(1)
+
+
+def products(left, right, model):
+    """The gradient times input of Products(), each product by one operand, worked out by detaching the other."""
+    net, x = Products(), X.clone().requires_grad_()
+
+    def multiply(rule, a, b):
+        if rule == Uniform():
+            return (a * b.detach() + a.detach() * b) / 2
+        return a * b.detach() if rule == FIRST else a.detach() * b
+
+    sides = [multiply(r, m.one(x), m.two(x)) for r, m in ((left, net.left.inner), (right, net.right))]
+    # The halves of Uniform() change values; only the derivative is wanted.
+    with torch.no_grad():
+        true = [m.one(x) * m.two(x) for m in (net.left.inner, net.right)]
+    a, b = (side + (value - side).detach() for side, value in zip(sides, true, strict=True))
+    output = net.head(multiply(model, a, b))
+    seed = torch.linspace(1, -0.5, output.numel(), dtype=X.dtype).reshape(output.shape)
+    (gradient,) = torch.autograd.grad(output, x, seed)
+    return X * gradient
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ([(Within("left", torch.mul), FIRST)], (FIRST, Uniform(), Uniform())),
+        ([(Within("left.inner", torch.mul), FIRST)], (FIRST, Uniform(), Uniform())),
+        ([(Within(Multiply, Product), FIRST)], (FIRST, FIRST, Uniform())),
+        ([(Within(("right", Holds), torch.Tensor.__mul__), FIRST)], (FIRST, FIRST, Uniform())),
+        ([(Within(lambda name, module: name == "right", Product), FIRST)], (Uniform(), FIRST, Uniform())),
+        ([(Within(Products, Product), FIRST)], (FIRST, FIRST, FIRST)),
+        ([(Within("*.inner", Product), FIRST), (torch.mul, SECOND)], (FIRST, SECOND, SECOND)),
+        ([(torch.mul, SECOND), (Within("left", Product), FIRST)], (SECOND, SECOND, SECOND)),
+        ([((Within("left", Product), Within("right", Product)), FIRST)], (FIRST, FIRST, Uniform())),
+        # A module that multiplies itself: its rule comes before entries for products anywhere, in order with others.
+        ([(torch.mul, SECOND), (Multiply, FIRST)], (FIRST, FIRST, SECOND)),
+        ([(Within("left", torch.mul), SECOND), (Multiply, FIRST)], (SECOND, FIRST, Uniform())),
+        ([((torch.mul, Within("left", torch.mul)), SECOND), (Multiply, FIRST)], (SECOND, FIRST, SECOND)),
+        ([(Multiply, FIRST), (Within("left", torch.mul), SECOND)], (FIRST, FIRST, Uniform())),
+        # A module around it: in order with all.
+        ([(Within("left", torch.mul), SECOND), ("left", FIRST)], (SECOND, Uniform(), Uniform())),
+        ([(torch.mul, SECOND), ("left", FIRST)], (SECOND, SECOND, SECOND)),
+        ([("left", FIRST), (torch.mul, SECOND)], (FIRST, SECOND, SECOND)),
+    ],
+)
+def test_operations_within_modules(entries, expected):
+    """Any module that is running counts, not the one alone that runs the operation."""
+    composite = Composite([*entries, (AnyLinear, Gradient())])
+    equal(relevance(composite, Products(), X), products(*expected).detach())
+
+
+@pytest.mark.parametrize("matcher", [nn.Linear, AnyLinear, F.linear, (nn.Conv2d, Linear)])
+def test_layers_within_modules(matcher):
+    """A layer is inside of the modules that it is registered in."""
+    model = Products()
+    composite = Composite([(Within("left", matcher), ZPlus()), (nn.Linear, Gamma(1.0))])
+    inside = {"left.inner.one", "left.inner.two"}
+    assert {row.name for row in composite.assign(model) if row.rule == ZPlus()} == inside
+    same(composite, by_name(**dict.fromkeys(inside, ZPlus()), **{"*": Gamma(1.0)}), model)
+
+
+def test_first_within_modules():
+    model = Products()
+    reference = Composite([("right.one", Flat()), (AnyLinear, ZPlus())])
+    same(Composite([(First(Within("right", AnyLinear)), Flat()), (AnyLinear, ZPlus())]), reference, model)
+
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        return F.linear(x, self.weight)
+
+
+def test_functions_of_weights_within_modules():
+    torch.manual_seed(0)
+    model = nn.Sequential(Dense(), nn.ReLU(), Dense()).double()
+    composite = Composite([(Within("0", F.linear), ZPlus()), (F.linear, Gamma(1.0))])
+    same(composite, Composite([("0", ZPlus()), ("2", Gamma(1.0))]), model)
+
+
+def test_a_place_that_there_is_not_is_an_error():
+    with pytest.raises(LRPError, match=r"pattern 'lefd' of entry 0 matches no module.*misspelt"):
+        Composite([(Within("lefd", torch.mul), FIRST), (AnyLinear, Epsilon())]).assign(Products())

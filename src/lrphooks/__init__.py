@@ -1,6 +1,7 @@
 """Layer-wise Relevance Propagation for any PyTorch model, at about the price of a gradient."""
 
 from lrphooks import composites, matching, rules
+from lrphooks.audit import audit
 from lrphooks.composite import Composite
 from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
 from lrphooks.explain import lrp
@@ -10,6 +11,7 @@ __all__ = [
     "LRPError",
     "UnmatchedError",
     "UnmatchedWarning",
+    "audit",
     "composites",
     "lrp",
     "matching",

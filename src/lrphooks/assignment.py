@@ -33,12 +33,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Row:
-    """One module: its name, its type, its candidate rules in order, and what it is if it has none."""
+    """One module: its names, its type, its candidate rules in order, and what it is if it has none."""
 
-    name: str
+    names: tuple[str, ...]
     type: str
     candidates: tuple[Candidate, ...]
     otherwise: str
+
+    @property
+    def name(self) -> str:
+        """The name that the module has, the first if it is registered under several."""
+        return self.names[0]
 
     @property
     def rule(self) -> Rule | None:
@@ -67,14 +72,14 @@ class Assignment(Sequence[Row]):
     def __getitem__(self, key: int | slice | str) -> Row | tuple[Row, ...]:  # type: ignore[override]  # names too
         if isinstance(key, str):
             for row in self.rows:
-                if row.name == key:
+                if key in row.names:
                     return row
             raise KeyError(f"no module is named {key!r}")
         return self.rows[key]
 
     def __str__(self) -> str:
         header = ("module", "type", "rule")
-        table = [header, *((row.name or "(model)", row.type, str(row)) for row in self.rows)]
+        table = [header, *((", ".join(row.names) or "(model)", row.type, str(row)) for row in self.rows)]
         widths = [max(len(line[i]) for line in table) for i in range(2)]
         lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in table]
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
@@ -108,43 +113,54 @@ def assign(composite: Composite, model: nn.Module) -> Assignment:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected a torch.nn.Module to explain, got {model!r} of type {type(model).__name__}.")
-    named = list(model.named_modules())
-    _check_patterns(composite, named)
+    modules = matching.paths_of(model)
+    _check_patterns(composite, modules)
     rows = []
-    for name, module in named:
-        candidates = _by_module(composite, name, module)
+    for module, paths in modules.items():
+        candidates = _by_module(composite, module, paths)
         operation = operation_name(module)
         if operation is not None and (not candidates or candidates[-1].first):
-            candidates += _by_operation(composite, operation, module, {c.entry for c in candidates})
+            candidates += _by_operation(composite, operation, module, paths, {c.entry for c in candidates})
         otherwise = "no rule" if operation is not None else "by operation"
-        rows.append(Row(name, type(module).__name__, tuple(candidates), otherwise))
+        names = tuple(path[-1][0] for path in paths)
+        rows.append(Row(names, type(module).__name__, tuple(candidates), otherwise))
     return Assignment(tuple(rows))
 
 
-def _by_module(composite: Composite, name: str, module: nn.Module) -> list[Candidate]:
+def _by_module(composite: Composite, module: nn.Module, paths: list[matching.Path]) -> list[Candidate]:
     """Return the rules whose matchers describe the module itself, up to the first that holds for certain."""
     candidates: list[Candidate] = []
+    operation = operation_name(module) or ""
     for index, (matcher, rule) in enumerate(composite.entries):
-        if not matching.matches_module(matcher, name, module) or (not name and matching.patterns(matcher)):
+        if not any(
+            matching.matches_module(matcher, path) or matching.matches_operation(matcher, operation, path, placed=True)
+            for path in paths
+        ):
             continue
         problem = cannot_serve(rule, module)
         if problem is None:
             candidates.append(Candidate(index, rule, isinstance(matcher, matching.First)))
             if not candidates[-1].first:
                 break
-        elif not any(matching.is_wildcard(p) for p in matching.patterns(matcher)):
+        elif not matching.is_wildcard(matcher):
+            name = paths[0][-1][0]
             raise TypeError(
-                f"{rule!r} cannot serve module {name!r} ({type(module).__name__}): {problem}. It was matched by "
-                f"entry {index}, ({matching.describe(matcher)}, ...) of the composite."
+                f"{rule!r} cannot serve {f'module {name!r}' if name else 'the model'} ({type(module).__name__}): "
+                f"{problem}. It was matched by entry {index}, ({matching.describe(matcher)}, ...) of the composite."
+                f"{'' if name else ' The model itself is a module too, with an empty name.'}"
             )
     return candidates
 
 
-def _by_operation(composite: Composite, operation: str, module: nn.Module, seen: set[int]) -> list[Candidate]:
+def _by_operation(
+    composite: Composite, operation: str, module: nn.Module, paths: list[matching.Path], seen: set[int]
+) -> list[Candidate]:
     """Return the rules whose matchers describe the operation that a layer runs."""
     candidates: list[Candidate] = []
     for index, (matcher, rule) in enumerate(composite.entries):
-        if index in seen or not matching.matches_operation(matcher, operation) or cannot_serve(rule, module):
+        if index in seen or cannot_serve(rule, module):
+            continue
+        if not any(matching.matches_operation(matcher, operation, path) for path in paths):
             continue
         candidates.append(Candidate(index, rule, isinstance(matcher, matching.First)))
         if not candidates[-1].first:
@@ -187,11 +203,12 @@ def _cannot_serve_cells(rule: Rule) -> str | None:
     return "each operation of a cell has its own rule; match its gates (lrphooks.matching.Gate) or products (torch.mul)"
 
 
-def _check_patterns(composite: Composite, named: list[tuple[str, nn.Module]]) -> None:
+def _check_patterns(composite: Composite, modules: dict[nn.Module, list[matching.Path]]) -> None:
+    paths = [path for each in modules.values() for path in each]
     for index, (matcher, _) in enumerate(composite.entries):
         for pattern in matching.patterns(matcher):
-            if not any(matching.matches_module(pattern, name, module) for name, module in named if name):
-                known = ", ".join(repr(name) for name, _ in named[1:9]) + (", ..." if len(named) > 9 else "")
+            if not any(matching.matches_module(pattern, path) for path in paths):
+                known = ", ".join(repr(path[-1][0]) for path in paths[1:9]) + (", ..." if len(paths) > 9 else "")
                 raise LRPError(
                     f"The name pattern {pattern!r} of entry {index} matches no module of the model. Is it misspelt? "
                     f"The modules are {known}."

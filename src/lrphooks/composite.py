@@ -52,9 +52,8 @@ class Composite:
             if not isinstance(entry, tuple | list) or len(entry) != 2:
                 raise TypeError(f"Composite: entry {index} must be a (matcher, rule) pair, got {entry!r}.")
             matcher, rule = entry
-            matcher = tuple(matcher) if isinstance(matcher, list) else matcher
             try:
-                matching.check(matcher)
+                matcher = matching.checked(matcher)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"Composite: entry {index}: {error}") from None
             if not isinstance(rule, Rule):

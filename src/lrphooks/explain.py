@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lrphooks.composite import Composite
 from lrphooks.composites import EpsilonPlus
+from lrphooks.engine import containers
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.session import Session
+
+if TYPE_CHECKING:
+    from lrphooks.engine.observer import Observer
 
 Target: TypeAlias = "int | Sequence[int] | Tensor | Callable[[Any], Tensor] | None"
 
 
-def lrp(model: nn.Module, x: Tensor, target: Target = None, composite: Composite | None = None) -> Tensor:
+def lrp(
+    model: nn.Module,
+    x: Any,
+    target: Target = None,
+    composite: Composite | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
     """Return the relevance of every input value for the explained output of each row.
 
     It sums to f(x), less what biases and stabilizers absorb.
@@ -25,48 +38,103 @@ def lrp(model: nn.Module, x: Tensor, target: Target = None, composite: Composite
     model
         Any PyTorch module; it is left as it was.
     x
-        The input, of floating-point type, the first dimension counting rows.
+        The input, or a tuple of the positional inputs: tensors, or dicts, lists and dataclasses of them. The first
+        dimension counts rows.
     target
         What is explained: an index into the last dimension of a (rows, classes) output, one index a row, None for the
         largest output of each row, or a function of the model's output that returns the values to explain.
     composite
         The rules; :func:`lrphooks.composites.EpsilonPlus` by default.
+    kwargs
+        The keyword inputs, explained as well.
 
     Returns
     -------
-    Tensor
-        The relevance, shaped as ``x``.
+    Tensor, or as ``x``
+        The relevance in the structure of ``x``; where ``kwargs`` are given, a pair of the relevance of ``x`` and of
+        ``kwargs``. Inputs that are no floating-point tensors have None in their place.
 
     Raises
     ------
     LRPError, TypeError, ValueError
-        If the input is no floating-point tensor, a target is out of range, the model's output is not finite, or the
+        If no input is a floating-point tensor, a target is out of range, the model's output is not finite, or the
         composite cannot serve the model.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"lrp: x must be a tensor, got {type(x).__name__}.")
-    if not x.is_floating_point():
-        raise LRPError(
-            f"lrp: x has dtype {x.dtype}, through which no relevance can flow. Convert images with x.float(); for "
-            "token ids, explain their embeddings."
-        )
+    explanation = explain(model, x, target, composite, kwargs)
+    return explanation.relevance
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one call found: the explained values, and the relevance in the structure of the inputs."""
+
+    explained: Tensor
+    relevance: Any
+    total: float
+
+
+def explain(
+    model: nn.Module,
+    x: Any,
+    target: Target,
+    composite: Composite | None,
+    kwargs: Mapping[str, Any] | None,
+    observer: Observer | None = None,
+    who: str = "lrp",
+) -> Explanation:
+    """Return the explanation of one forward pass; see :func:`lrp`."""
     composite = EpsilonPlus() if composite is None else composite
     if not isinstance(composite, Composite):
         hint = f" Did you mean {composite.__name__}()?" if callable(composite) else ""
-        raise TypeError(f"lrp: composite must be a Composite, such as EpsilonPlus(), got {composite!r}.{hint}")
-    with torch.inference_mode(mode=False), torch.enable_grad(), composite.context(model):
-        # A tensor made in inference mode takes no part in autograd; its copy does.
-        x = (x.clone() if x.is_inference() else x).detach().requires_grad_()
-        explained = select(model(x), target)
-        relevance = None
-        if explained.requires_grad:
-            (relevance,) = torch.autograd.grad(explained.sum(), x, allow_unused=True)
-    if relevance is None:
-        raise LRPError(
-            "lrp: the explained output does not depend on the input through any differentiable path, so there is no "
-            "relevance. Does the model detach its input, or the target not use the output?"
+        raise TypeError(f"{who}: composite must be a Composite, such as EpsilonPlus(), got {composite!r}.{hint}")
+    if isinstance(target, Mapping):
+        raise TypeError(
+            f"{who}: a target is an integer, one integer a row, or a function of the output, got {target!r}. Keyword "
+            "inputs of the model are given as kwargs={...}."
         )
-    return relevance
+    given = (x if _is_positional(x) else (x,), dict(kwargs or {}))
+    _check_inputs(given, who)
+    leaves: list[Tensor] = []
+
+    def leaf(tensor: Tensor) -> Tensor:
+        # A tensor made in inference mode takes no part in autograd; its copy does.
+        leaves.append((tensor.clone() if tensor.is_inference() else tensor).detach().requires_grad_())
+        return leaves[-1]
+
+    with torch.inference_mode(mode=False), torch.enable_grad(), Session(composite, model, observer):
+        args, keywords = containers.map_tensors(given, leaf, "input", keep=lambda t: not t.is_floating_point())
+        explained = select(model(*args, **keywords), target)
+        grads: tuple[Tensor | None, ...] = (None,) * len(leaves)
+        if explained.requires_grad:
+            grads = torch.autograd.grad(explained.sum(), leaves, allow_unused=True)
+    if all(grad is None for grad in grads):
+        raise LRPError(
+            f"{who}: the explained output does not depend on the input through any differentiable path, so there is "
+            "no relevance. Does the model detach its input, or the target not use the output?"
+        )
+    # An input without a path to the output has no relevance.
+    found = iter(torch.zeros_like(t) if grad is None else grad for t, grad in zip(leaves, grads, strict=True))
+    filled = containers.map_tensors(given, lambda t: next(found) if t.is_floating_point() else None, "input")
+    positional, keyword = filled
+    positional = positional if _is_positional(x) else positional[0]
+    total = sum(float(grad.double().sum()) for grad in grads if grad is not None)
+    return Explanation(explained.detach(), positional if kwargs is None else (positional, keyword), total)
+
+
+def _is_positional(x: Any) -> bool:
+    return isinstance(x, tuple) and not hasattr(x, "_fields")
+
+
+def _check_inputs(given: tuple[Any, Any], who: str) -> None:
+    tensors = list(containers.tensors(given))
+    if not tensors:
+        kind = type(given[0][0]).__name__ if given[0] else "nothing"
+        raise TypeError(f"{who}: x must be a tensor, or a tuple of the model's inputs with tensors in it, got {kind}.")
+    if not any(t.is_floating_point() for t in tensors):
+        raise LRPError(
+            f"{who}: x has dtype {tensors[0].dtype}, through which no relevance can flow. Convert images with "
+            "x.float(); for token ids, explain their embeddings (kwargs={'inputs_embeds': ...} in transformers)."
+        )
 
 
 def select(output: Any, target: Target) -> Tensor:
@@ -82,6 +150,10 @@ def select(output: Any, target: Target) -> Tensor:
         if not isinstance(chosen, Tensor):
             raise TypeError(f"lrp: the target function must return a tensor, got {type(chosen).__name__}.")
         return _finite(chosen)
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if not isinstance(output, Tensor) and isinstance(logits, Tensor):
+        # As models of transformers answer.
+        output = logits
     if not isinstance(output, Tensor):
         raise TypeError(
             f"lrp: the model returns a {type(output).__name__}, so the target must be a function that picks a tensor "

@@ -1,13 +1,18 @@
 """Matchers: how an entry of a composite says which layers and operations it is for.
 
-A matcher is a layer type or a tuple of them, a named :class:`Group`, a name pattern (``"features.*"``), a torch
-function (``torch.matmul``), a predicate ``(name, module) -> bool``, or :class:`First` of any of these.
+A matcher is a layer type, a named :class:`Group`, a name pattern (``"features.*"``), a torch function
+(``torch.matmul``), a predicate ``(name, module) -> bool``, :class:`Within` for what lies inside of certain modules, a
+tuple of these, or :class:`First` of any of these. A torch function stands for all its aliases, and a module has all the
+names that it is registered under.
+
+Entries count in their order, with one exception: the rule of a module that runs an operation itself comes before
+entries that tell of the operation alone.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -16,7 +21,7 @@ from torch import nn
 from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm, normalization, pooling
 from torch.nn.modules.linear import Linear as _Linear
 
-from lrphooks.operations import identify, names
+from lrphooks.operations import canonical, expression, identify, is_operation, names
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,9 @@ class Group:
     operations: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return self.name
+        if globals().get(self.name) == self:
+            return self.name
+        return f"Group({self.name!r}, {describe(self.types)}, {self.operations!r})"
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,26 @@ class First:
         return f"First({describe(self.matcher)})"
 
 
+@dataclass(frozen=True)
+class Within:
+    """What a matcher describes, inside of certain modules only (and these themselves).
+
+    A layer is inside of the modules that it is registered in, an operation inside of those that are running.
+
+    where: a layer type, a group, a name pattern, a predicate, or a tuple of these.
+    matcher: a layer type, a group, a torch function, or a tuple of these.
+    """
+
+    where: Matcher
+    matcher: Matcher
+
+    def __repr__(self) -> str:
+        return f"Within({describe(self.where)}, {describe(self.matcher)})"
+
+
 Matcher: TypeAlias = (
-    "type[nn.Module] | tuple[Any, ...] | Group | str | Callable[[str, nn.Module], bool] | Callable[..., Any] | First"
+    "type[nn.Module] | tuple[Any, ...] | Group | str | Callable[[str, nn.Module], bool] | Callable[..., Any] | First | "
+    "Within"
 )
 
 _CONVOLUTIONS = (
@@ -114,60 +139,140 @@ Gate = Group("Gate", (activation.Sigmoid, activation.Hardsigmoid), ("sigmoid", "
 Softmax = Group("Softmax", (activation.Softmax,), ("softmax", "_softmax", "scaled_dot_product_attention"))
 
 
-def check(matcher: Any) -> None:
-    """Raise a TypeError or ValueError that says what a matcher may be, unless this is one."""
+def checked(matcher: Matcher) -> Matcher:
+    """Return a matcher with the public form of each torch function, which makes aliases equal.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no matcher; the message says what one may be.
+    """
     if isinstance(matcher, First):
         if isinstance(matcher.matcher, First):
             raise TypeError("First(First(...)) says the same twice; write First(...) once.")
-        check(matcher.matcher)
-    elif isinstance(matcher, tuple) and matcher:
-        for part in matcher:
-            check(part)
-    elif isinstance(matcher, str):
-        if not matcher:
-            raise ValueError('A name pattern is empty; the model itself has no name. Use "*" for every module.')
-    elif isinstance(matcher, type):
-        if not issubclass(matcher, nn.Module):
-            raise TypeError(f"A layer type must be a torch.nn.Module class, got {matcher!r}.")
-    elif not isinstance(matcher, Group) and not callable(matcher):
+        return First(checked(matcher.matcher))
+    if isinstance(matcher, Within):
+        return _checked_within(matcher)
+    if isinstance(matcher, tuple | list) and matcher:
+        if any(isinstance(part, First) for part in matcher):
+            raise TypeError("First(...) cannot stand inside of a tuple; write First((...)) around all of it.")
+        return tuple(checked(part) for part in matcher)
+    if isinstance(matcher, str) and not matcher:
+        raise ValueError('A name pattern is empty; the model itself has no name. Use "*" for every module.')
+    if isinstance(matcher, type) and not issubclass(matcher, nn.Module):
+        raise TypeError(f"A layer type must be a torch.nn.Module class, got {matcher!r}.")
+    if isinstance(matcher, nn.Module):
         raise TypeError(
-            f"A matcher is a layer type, a tuple of types, a group such as lrphooks.matching.Convolution, a name "
-            f"pattern, a torch function, a predicate (name, module) -> bool or First(...); got {matcher!r} of type "
-            f"{type(matcher).__name__}."
+            f"A matcher names layers by type or name; got a layer itself, of type {describe(type(matcher))}. Give the "
+            "type, or the name that the layer has in the model."
         )
-
-
-def matches_module(matcher: Any, name: str, module: nn.Module) -> bool:
-    """Whether a matcher, First set aside, describes a module."""
-    if isinstance(matcher, First):
-        return matches_module(matcher.matcher, name, module)
-    if isinstance(matcher, tuple):
-        return any(matches_module(part, name, module) for part in matcher)
-    if isinstance(matcher, Group):
-        return isinstance(module, matcher.types)
-    if isinstance(matcher, str):
-        return fnmatchcase(name, matcher)
-    if isinstance(matcher, type):
-        return isinstance(module, matcher)
     if is_operation(matcher):
-        return False
-    return bool(matcher(name, module))
+        return canonical(matcher)
+    if isinstance(matcher, str | type | Group):
+        return matcher
+    if not callable(matcher):
+        raise TypeError(
+            "A matcher is a layer type, a tuple of types, a group such as lrphooks.matching.Convolution, a name "
+            "pattern, a torch function, a predicate (name, module) -> bool, Within(...) or First(...); got "
+            f"{matcher!r} of type {type(matcher).__name__}."
+        )
+    _check_predicate(matcher)
+    return matcher
 
 
-def matches_operation(matcher: Any, name: str) -> bool:
-    """Whether a matcher, First set aside, describes an operation by its plain name."""
+def _checked_within(matcher: Within) -> Within:
+    where, what = checked(matcher.where), checked(matcher.matcher)
+    for part in where if isinstance(where, tuple) else (where,):
+        if isinstance(part, First | Within) or is_operation(part) or (isinstance(part, Group) and not part.types):
+            raise TypeError(
+                f"Within(where, matcher): where must tell of modules, by type, group, name pattern or predicate; got "
+                f"{describe(part)}."
+            )
+    for part in what if isinstance(what, tuple) else (what,):
+        if not (isinstance(part, type | Group) or is_operation(part)):
+            hint = " Write First(Within(...))." if isinstance(part, First) else ""
+            raise TypeError(
+                f"Within(where, matcher): matcher must be a torch function, a group or a layer type; got "
+                f"{describe(part)}.{hint}"
+            )
+    return Within(where, what)
+
+
+def _check_predicate(predicate: Callable[..., Any]) -> None:
+    if inspect.isbuiltin(predicate) or (getattr(predicate, "__module__", None) or "").partition(".")[0] == "torch":
+        raise TypeError(
+            f"{predicate!r} is neither an operation that a model runs on activations nor a predicate (name, module) -> "
+            "bool. Give a function of torch or torch.nn.functional, such as torch.matmul."
+        )
+    try:
+        inspect.signature(predicate).bind("name", nn.Module)
+    except ValueError:
+        return  # its signature cannot be known
+    except TypeError as error:
+        raise TypeError(f"A predicate is called with (name, module), but for {predicate!r}: {error}.") from None
+
+
+#: A module and those that it is in, each with a name; the outermost comes first.
+Path: TypeAlias = Sequence[tuple[str, nn.Module]]
+
+
+def paths_of(model: nn.Module) -> dict[nn.Module, list[Path]]:
+    """Return all modules in the order of ``model.modules()``, each with a path for every name that it has."""
+    named = dict(model.named_modules(remove_duplicate=False))
+    paths: dict[nn.Module, list[Path]] = {}
+    for name, module in named.items():
+        parts = name.split(".") if name else []
+        prefixes = ["", *(".".join(parts[: depth + 1]) for depth in range(len(parts)))]
+        paths.setdefault(module, []).append([(prefix, named[prefix]) for prefix in prefixes])
+    return paths
+
+
+def matches_module(matcher: Any, path: Path) -> bool:
+    """Whether a matcher, First set aside, describes the module at the end of a path."""
     if isinstance(matcher, First):
-        return matches_operation(matcher.matcher, name)
+        return matches_module(matcher.matcher, path)
     if isinstance(matcher, tuple):
-        return any(matches_operation(part, name) for part in matcher)
+        return any(matches_module(part, path) for part in matcher)
+    if isinstance(matcher, Within):
+        return matches_module(matcher.matcher, path) and _inside(matcher.where, path)
+    name, module = path[-1]
+    if isinstance(matcher, str):
+        return bool(name) and fnmatchcase(name, matcher)
+    if isinstance(matcher, Group | type):
+        return isinstance(module, matcher.types if isinstance(matcher, Group) else matcher)
+    return not is_operation(matcher) and bool(matcher(name, module))
+
+
+def matches_operation(matcher: Any, name: str, running: Path, *, placed: bool = False) -> bool:
+    """Whether a matcher, First set aside, describes an operation, by its plain name, inside of running modules.
+
+    placed: only where it tells of the modules too.
+    """
+    if isinstance(matcher, First):
+        return matches_operation(matcher.matcher, name, running, placed=placed)
+    if isinstance(matcher, tuple):
+        return any(matches_operation(part, name, running, placed=placed) for part in matcher)
+    if isinstance(matcher, Within):
+        return matches_operation(matcher.matcher, name, running) and _inside(matcher.where, running)
     if isinstance(matcher, Group):
-        return name in matcher.operations
-    return is_operation(matcher) and identify(matcher) == name
+        return not placed and name in matcher.operations
+    return not placed and is_operation(matcher) and identify(matcher) == name
+
+
+def _inside(where: Any, path: Path) -> bool:
+    return any(matches_module(where, [place]) for place in path)
+
+
+def is_placed(matcher: Any) -> bool:
+    """Whether a matcher tells where operations run."""
+    if isinstance(matcher, First):
+        return is_placed(matcher.matcher)
+    return isinstance(matcher, Within) or (isinstance(matcher, tuple) and any(map(is_placed, matcher)))
 
 
 def operation_names(matcher: Any) -> list[str]:
     """Return the plain names of the operations that a matcher describes."""
-    if isinstance(matcher, First):
+    if isinstance(matcher, First | Within):
         return operation_names(matcher.matcher)
     if isinstance(matcher, tuple):
         return [name for part in matcher for name in operation_names(part)]
@@ -176,37 +281,37 @@ def operation_names(matcher: Any) -> list[str]:
     return [identify(matcher)] if is_operation(matcher) else []
 
 
-def is_operation(matcher: Any) -> bool:
-    """Whether a matcher is a torch function rather than a predicate of the user's."""
-    if isinstance(matcher, type | str | tuple | Group | First):
-        return False
-    module = getattr(matcher, "__module__", None) or ""
-    return inspect.isbuiltin(matcher) or inspect.ismethoddescriptor(matcher) or module.partition(".")[0] == "torch"
-
-
 def patterns(matcher: Any) -> list[str]:
     """Return the name patterns within a matcher."""
     if isinstance(matcher, First):
         return patterns(matcher.matcher)
+    if isinstance(matcher, Within):
+        return patterns(matcher.where)
     if isinstance(matcher, tuple):
         return [pattern for part in matcher for pattern in patterns(part)]
     return [matcher] if isinstance(matcher, str) else []
 
 
-def is_wildcard(pattern: str) -> bool:
-    """Whether a name pattern may stand for several modules."""
-    return any(character in pattern for character in "*?[")
+def is_wildcard(matcher: Any) -> bool:
+    """Whether a matcher takes its modules by name patterns that may stand for several."""
+    if isinstance(matcher, First):
+        return is_wildcard(matcher.matcher)
+    if isinstance(matcher, tuple):
+        return any(is_wildcard(part) for part in matcher)
+    return isinstance(matcher, str) and any(character in matcher for character in "*?[")
 
 
 def describe(matcher: Any) -> str:
-    """Return a matcher as the code that makes it."""
+    """Return a matcher as the code that makes it, with torch and the types and predicates of one's own in view."""
     if isinstance(matcher, tuple):
         return "(" + ", ".join(describe(part) for part in matcher) + ("," if len(matcher) == 1 else "") + ")"
     if isinstance(matcher, type):
-        public = matcher.__module__.startswith("torch.nn.modules")
-        return f"torch.nn.{matcher.__name__}" if public else matcher.__qualname__
-    if isinstance(matcher, Group | First | str):
+        if matcher == getattr(nn, matcher.__name__, None):
+            return f"torch.nn.{matcher.__name__}"
+        own = matcher.__module__.partition(".")[0] != "torch"
+        return matcher.__qualname__ if own else f"{matcher.__module__}.{matcher.__qualname__}"
+    if isinstance(matcher, Group | First | Within | str):
         return repr(matcher)
     if is_operation(matcher):
-        return f"torch.{identify(matcher)}"
+        return expression(identify(matcher))
     return getattr(matcher, "__qualname__", repr(matcher))

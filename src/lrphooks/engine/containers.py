@@ -26,7 +26,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def map_tensors(
-    value: Any, function: Callable[[Tensor], Tensor], what: str, keep: Callable[[Tensor], bool] = lambda _: False
+    value: Any, function: Callable[[Tensor], Any], what: str, keep: Callable[[Tensor], bool] = lambda _: False
 ) -> Any:
     """Return the value with ``function`` applied to its tensors, in new containers of the same types.
 

@@ -57,6 +57,7 @@ class LayerCall:
 
     tensors: input, weight, bias, and for a merged BatchNorm its mean, variance, gain and offset.
     hooks: the hooks on saved tensors that were in force.
+    record: what an observer of the run remembers of the layer.
     """
 
     run: Run
@@ -67,6 +68,7 @@ class LayerCall:
     input_link: Callable[[], Tensor | None] | None
     batch_norm: BatchNormCall | None = None
     hooks: Any = None
+    record: object = None
 
     def merged_with(self, batch_norm: BatchNormCall, statistics: tuple[Tensor | None, ...]) -> LayerCall:
         """Return the call that stands for this layer and the BatchNorm after it."""
@@ -76,6 +78,7 @@ class LayerCall:
         """Set the rule on the output for consumers that cannot be seen, and note the layer for those that can."""
         out: Tensor = RuleNode.apply(self, None, True, output, None, *self.tensors)
         notes.write(out, self.run, layer=self, ruled=False)
+        self._tell(out, None)
         return out
 
     def settle(self, output: Tensor, *, relu_follows: bool = False, in_place: bool = True) -> Tensor:
@@ -83,10 +86,14 @@ class LayerCall:
         link_in = None
         if self.input_link is not None and isinstance(self.rule, InputRule):
             link_in = self.input_link()
+            if link_in is not None and self.record is not None:
+                assert self.run.observer is not None
+                link_in = self.run.observer.probe(self.run, link_in, as_relevance=True)
         # The data stays as it is, so whoever saved the output before may go on using it.
         with self._outside_of_later_hooks(), _unsafe_preserve_version_counter(output):
             ruled, link = RuleNode.apply(self, relu_follows, in_place, output, link_in, *self.tensors)
         notes.write(ruled, self.run, layer=self, ruled=True, link=lambda: link)
+        self._tell(ruled, link, relu_follows=relu_follows, linked=link_in is not None)
         return ruled  # type: ignore[no-any-return]
 
     def link(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -96,7 +103,15 @@ class LayerCall:
         output = a.detach().new_zeros((), dtype=dtype).expand(shape)
         with self._outside_of_later_hooks():
             out: Tensor = RuleNode.apply(self, None, False, output, None, *self.tensors)
+        self._tell(None, out)
         return out
+
+    def _tell(
+        self, output: Tensor | None, link: Tensor | None, *, relu_follows: bool = False, linked: bool = False
+    ) -> None:
+        if self.record is not None:
+            assert self.run.observer is not None
+            self.run.observer.layer(self, output, link, relu_follows=relu_follows, linked=linked)
 
     def _outside_of_later_hooks(self) -> AbstractContextManager[Any]:
         """Keep the node's tensors from hooks that came after the layer, such as a checkpoint that starts behind it.
@@ -148,6 +163,8 @@ def modified_weight(weight: Tensor, form: WeightForm, parameter: float) -> Tenso
         return weight.abs()
     if form == "positive":
         return weight.clamp(min=0)
+    if form == "negative":
+        return weight.clamp(max=0)
     if form == "raised":
         return weight + parameter * weight.clamp(min=0)
     return weight

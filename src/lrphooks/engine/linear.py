@@ -13,14 +13,14 @@ from torch import Tensor
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call, replace_tensors
 from lrphooks.engine.errors import LRPError
-from lrphooks.engine.handlers.common import stop
+from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
 from lrphooks.engine.nodes import BatchNormNode, ParameterizedMapNode, ScaleNode, unaliased
 from lrphooks.layers.linear_map import Dense, LinearMap, bind_convolution
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import Epsilon, LinearRule
-from lrphooks.rules.operation import Constant, Gradient, Pass
+from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -35,7 +35,7 @@ def linear(run: Run, call: Call, rule: Rule) -> Any:
     arguments = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
     a, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
     if (weight.requires_grad and run.carries(weight)) or (bias is not None and run.carries(bias)):
-        return _dynamic(run, call, rule, a, weight, bias)
+        return run.observed(call, rule, _dynamic)
     if run.unrolled and isinstance(rule, InputRule):
         raise LRPError(
             f"{rule!r} is a rule for input values, but the linear maps of {run.unrolled} see the hidden state too. "
@@ -66,6 +66,12 @@ def execute(
     ``function`` is the call as a function of the tensors, where they are not its arguments themselves.
     """
     a, weight, bias = tensors
+    record = None
+    if run.watched and not isinstance(rule, Constant | Pass):
+        assert run.observer is not None
+        record = run.observer.begin(run, call.operation.name, rule)
+        probed = run.observer.probe(run, a)
+        call, a, tensors = call.replaced({id(a): probed}), probed, (probed, weight, bias)
     pending = isinstance(rule, InputRule) or (isinstance(rule, LinearRule) and not rule.is_gradient)
     note = notes.read(a, run)
     if weight.requires_grad or (bias is not None and bias.requires_grad):
@@ -81,6 +87,12 @@ def execute(
         return z
     if isinstance(rule, Pass):
         return run.passed(a, z)
+    if isinstance(rule, InputRule):
+        try:
+            rule.check(a, linear_map)
+        except ValueError as error:
+            where = run.plan.name_of(run.frames[-1].module) if run.frames else "the model"
+            raise ValueError(f"{where}: {error}") from error.__cause__
     layer = LayerCall(
         run,
         rule if isinstance(rule, LinearRule | InputRule) else Epsilon(0.0),
@@ -89,11 +101,15 @@ def execute(
         input_nonnegative=note is not None and note.nonnegative,
         hooks=saving_hooks(),
         input_link=None if note is None else note.link,
+        record=record,
     )
     if pending:
         return layer.guard(z)
     # The gradient is right already; relevance itself, which a z of 0 cannot carry as one, needs a way on demand.
     notes.write(z, run, link=partial(layer.link, z.shape, z.dtype))
+    if record is not None:
+        assert run.observer is not None
+        run.observer.layer(layer, z, None, relu_follows=False, linked=False)
     return z
 
 
@@ -108,8 +124,9 @@ def _rebound(call: Call, tensors: tuple[Tensor | None, ...]) -> Callable[..., Te
     return function
 
 
-def _dynamic(run: Run, call: Call, rule: Rule, a: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+def _dynamic(run: Run, call: Call, rule: Rule) -> Any:
     """A layer whose weight is computed from the input is a product of activations."""
+    a, weight, bias = (call.argument(i, name) for i, name in enumerate(("input", "weight", "bias")))
     if bias is not None and run.carries(bias) and not run.carries(weight):
         # The bias adds like any other summand; the layer's own rule cannot tell the two apart.
         if not (isinstance(rule, Gradient) or (isinstance(rule, LinearRule) and rule.is_gradient)):
@@ -123,17 +140,29 @@ def _dynamic(run: Run, call: Call, rule: Rule, a: Tensor, weight: Tensor, bias: 
 _STATISTICS = ("running_mean", "running_var", "weight", "bias")
 
 
-def batch_norm(run: Run, call: Call, layer: LayerCall | None) -> Any:
+def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | None) -> Any:
     """Run an evaluated BatchNorm; after a ruled layer, its output stands for both merged."""
-    x = call.argument(0, "input")
     statistics = tuple(call.argument(i, name) for i, name in enumerate(_STATISTICS, 1))
     if statistics[0] is None or statistics[1] is None or any(run.carries(t) for t in statistics):
         # Without running statistics it is no evaluated BatchNorm, whatever it was told.
         run.unmatched(call, "its statistics are missing or depend on the explained input")
         return call.invoke()
     eps = call.argument(7, "eps", 1e-5)
-    out: Tensor = BatchNormNode.apply(run, _rebound(call, (x, *statistics)), eps, x, *statistics)
-    return out if layer is None else layer.merged_with(BatchNormCall(eps), statistics).guard(out)
+    if layer is None:
+        return run.observed(call, rule, _evaluated)
+    return layer.merged_with(BatchNormCall(eps), statistics).guard(_evaluated(run, call, rule))
+
+
+def _evaluated(run: Run, call: Call, rule: Rule) -> Tensor:
+    """Run an evaluated BatchNorm by itself: a factor and a shift for each channel."""
+    if isinstance(rule, Identity | Pass):
+        return run.passed(call.dependent[0], call.invoke())
+    if isinstance(rule, Constant):
+        return plain(run, call, rule)  # type: ignore[no-any-return]
+    tensors = (call.argument(0, "input"), *(call.argument(i, name) for i, name in enumerate(_STATISTICS, 1)))
+    eps = call.argument(7, "eps", 1e-5)
+    out: Tensor = BatchNormNode.apply(run, _rebound(call, tensors), eps, *tensors)
+    return out
 
 
 def product_of_weight(call: Call) -> Callable[..., Tensor]:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lrphooks.engine.errors import LRPError
+
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
 class Passes:
     """Which backward passes over the graph of one run are relevance passes."""
 
-    __slots__ = ("_derivatives", "_identifiers")
+    __slots__ = ("_derivatives", "_identifiers", "differentiable")
 
     def __init__(self) -> None:
+        #: Whether relevance was made that may be differentiated, so that other passes have a meaning.
+        self.differentiable = False
         self._identifiers: set[int] = set()
         self._derivatives: set[int] = set()
 
@@ -46,6 +50,12 @@ class Passes:
     def relevance(self) -> bool:
         """Whether the backward pass now running is a relevance pass."""
         return torch._C._current_graph_task_id() in self._identifiers
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """Return the same data as another tensor, with the same strides: view_as would change those of single elements."""
+    out: Tensor = torch.ops.aten.alias(tensor)
+    return out
 
 
 def zero_link(like: Tensor) -> Tensor:
@@ -72,7 +82,7 @@ def true_derivative(
         for i in wanted:
             tensor = inputs[i]
             assert tensor is not None
-            local[i] = tensor.view_as(tensor) if create else tensor.detach().requires_grad_()
+            local[i] = alias(tensor) if create else tensor.detach().requires_grad_()
         out = function(*local)
         sources = [tensor for i in wanted if (tensor := local[i]) is not None]
         grads = torch.autograd.grad(out, sources, gradient, create_graph=create, allow_unused=True)
@@ -96,12 +106,19 @@ class InputNode(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
         if not ctx.run.passes.relevance:
+            if not ctx.run.passes.differentiable:
+                raise LRPError(
+                    "This backward pass reaches the explained input without having passed the model's output, so it "
+                    "is no relevance: it began at a hidden activation. Begin at what the model returned, explain the "
+                    "part of the model that ends there, or leave the context for a plain gradient."
+                )
             return None, gradient
         (x,) = ctx.saved_tensors
         if gradient is not None and ctx.run.times_input:
             gradient = gradient * x
         total = _sum(gradient, relevance)
         if total is not None and torch.is_grad_enabled():
+            ctx.run.passes.differentiable = True
             total = RelevanceNode.apply(ctx.run, total)
         return None, total
 
@@ -117,7 +134,7 @@ class RelevanceNode(Function):
     def forward(ctx: Any, run: Run, relevance: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.run = run
-        return relevance.view_as(relevance)
+        return alias(relevance)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -131,9 +148,9 @@ class OutputNode(Function):
     """The model's output: where a relevance pass begins."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, output: Tensor) -> Tensor:
+    def forward(ctx: Any, run: Run, stopped: bool, output: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run = run
+        ctx.run, ctx.stopped = run, stopped
         # A copy, since the caller may write to the output in place, which a view made here would forbid.
         return output.clone()
 
@@ -141,8 +158,15 @@ class OutputNode(Function):
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return absent(ctx)
+        if ctx.stopped:
+            raise LRPError(
+                "The model's output is a value that counts as a constant (such as a sigmoid, an exponential or a "
+                "softmax under CP-LRP), so no relevance could flow into the model. Explain the value before it (the "
+                "logits), or give the operation a rule that passes relevance: "
+                "(torch.sigmoid, lrphooks.rules.Identity())."
+            )
         ctx.run.passes.begin()
-        return None, gradient
+        return None, None, gradient
 
 
 class ScaleNode(Function):
@@ -152,7 +176,7 @@ class ScaleNode(Function):
     def forward(ctx: Any, run: Run, share: float, x: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.run, ctx.share = run, share
-        return x.view_as(x)
+        return alias(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -224,21 +248,23 @@ class PassNode(Function):
     """A whole module that passes relevance from its output y to its input a as it is."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, a: Tensor, y: Tensor, link_in: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, run: Run, a: Tensor, values: Tensor, y: Tensor, link_in: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.run = run
-        ctx.save_for_backward(a, y)
+        ctx.save_for_backward(values, y)
         return y.clone(), zero_link(y)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
         if not ctx.run.passes.relevance:
-            return None, None, gradient, None
+            return None, None, None, gradient, None
         a, y = ctx.saved_tensors
         total = _sum(None if gradient is None else gradient * y, relevance)
-        if total is None or ctx.needs_input_grad[3]:
-            return None, None, None, total
-        return None, per_input(total, a), None, None
+        if total is None or ctx.needs_input_grad[4]:
+            return None, None, None, None, total
+        return None, per_input(total, a), None, None, None
 
 
 class TwinNode(Function):
@@ -267,7 +293,7 @@ class ShareNode(Function):
         ctx.set_materialize_grads(False)
         ctx.run = run
         ctx.save_for_backward(share)
-        return x.view_as(x)
+        return alias(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -295,7 +321,7 @@ class NormalizationNode(Function):
         # What runs again for the derivative must not record its statistics a second time.
         ctx.run, ctx.function, ctx.linearized = run, again, linearized
         ctx.save_for_backward(*tensors)
-        return function(*tensors)
+        return unaliased(function(*tensors))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:

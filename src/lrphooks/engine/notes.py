@@ -31,6 +31,7 @@ class Note:
     ruled: the layer's rule was set for the consumers that the engine sees; until then it waits to know them.
     kept: a checkpoint keeps the tensor to run from it again, so its autograd graph must stay as it is.
     link: makes the tensor whose gradient is relevance itself rather than the modified gradient.
+    maker: what an observer remembers of the operation that made it.
     """
 
     run: object
@@ -42,6 +43,7 @@ class Note:
     ruled: bool = False
     kept: bool = False
     link: Callable[[], Tensor | None] | None = None
+    maker: object = None
 
 
 def read(tensor: Tensor, run: object) -> Note | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -33,12 +33,15 @@ class Plan:
         self._names: dict[int, str] = {}
         self._layers: dict[int, tuple[tuple[Rule, int | None], ...]] = {}
         self._owners: dict[int, nn.Module] = {}
-        self._rules: dict[int, Rule] = {}
-        self._operations: dict[tuple[int, str], Rule | None] = {}
+        #: The rule of each module for the operations that it runs, with its entry and whether it is its own.
+        self._rules: dict[int, tuple[Rule, int, bool]] = {}
+        self._places = {id(m): [path[-1] for path in paths] for m, paths in matching.paths_of(model).items()}
+        self._placed = any(matching.is_placed(matcher) for matcher, _ in composite.entries)
+        self._operations: dict[tuple[tuple[int, ...], str], Rule | None] = {}
         self.passing: dict[int, Rule] = {}
-        inherited: dict[str, Rule] = {}
-        for (name, module), row in zip(model.named_modules(), self.assignment, strict=True):
-            self._names[id(module)] = name
+        inherited: dict[str, tuple[Rule, int, bool]] = {}
+        for module, row in zip(model.modules(), self.assignment, strict=True):
+            self._names[id(module)] = name = row.name
             rule = row.rule
             layered = [c for c in row.candidates if isinstance(c.rule, LinearRule | InputRule)]
             if is_linear_layer(module) or layered:
@@ -49,23 +52,22 @@ class Plan:
             if isinstance(rule, Identity | Pass) and not served_by_operation(module):
                 self.passing[id(module)] = rule
                 rule = Gradient()
-            if rule is None or isinstance(rule, LinearRule | InputRule):
-                rule = inherited.get(name.rpartition(".")[0]) if name else None
-            if rule is not None:
-                inherited[name] = self._rules[id(module)] = rule
+            if rule is not None and not isinstance(rule, LinearRule | InputRule):
+                self._rules[id(module)] = (rule, row.candidates[0].entry, True)
+            elif name and (outer := inherited.get(name.rpartition(".")[0])) is not None:
+                self._rules[id(module)] = (*outer[:2], False)
+            if id(module) in self._rules:
+                inherited[name] = self._rules[id(module)]
         self._check_layers(model)
 
     def _check_layers(self, model: nn.Module) -> None:
         policy = self.composite.unmatched
         if policy == "gradient":
             return
-        missing = [
-            f"{name!r} ({type(module).__name__})"
-            for name, module in model.named_modules()
-            if is_linear_layer(module) and not self._layers[id(module)]
-        ]
-        if not missing:
+        unmatched = [m for m in model.modules() if is_linear_layer(m) and not self._layers[id(m)]]
+        if not unmatched:
             return
+        missing = [f"{self._names[id(module)]!r} ({type(module).__name__})" for module in unmatched]
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         message = (
             f"No entry of the composite gives a rule for module {listed}. Add one, such as "
@@ -75,6 +77,12 @@ class Plan:
         if policy == "error":
             raise UnmatchedError(message)
         warnings.warn(message, UnmatchedWarning, stacklevel=4)
+        # A rule of their own keeps the run from warning of each again.
+        self._layers.update((id(module), ((Gradient(), None),)) for module in unmatched)
+
+    def path_of(self, module: nn.Module) -> str:
+        """Return the name of a module within the model, empty for the model itself."""
+        return self._names.get(id(module), "")
 
     def name_of(self, module: nn.Module) -> str:
         """Return a module as messages name it."""
@@ -87,36 +95,43 @@ class Plan:
             return running
         return self._owners.get(id(weight))
 
-    def layer_candidates(self, module: nn.Module | None, operation: Operation) -> Iterator[tuple[Rule, int | None]]:
+    def layer_candidates(
+        self, module: nn.Module | None, operation: Operation, frames: Sequence[Frame] = ()
+    ) -> Iterator[tuple[Rule, int | None]]:
         """Yield the rules a linear operation may get in order, each with its claim if only the first layer gets it."""
         seen = set()
         if module is not None:
             for rule, first in self._layers[id(module)]:
                 seen.add(first)
                 yield rule, first
+        running = self._running(frames)
         for index, (matcher, rule) in enumerate(self.composite.entries):
-            if matching.matches_operation(matcher, operation.name):
+            if matching.matches_operation(matcher, operation.name, running):
                 first = index if isinstance(matcher, matching.First) else None
                 if first is None or first not in seen:
                     yield rule, first
 
-    def operation_rule(self, operation: Operation, frames: list[Frame]) -> Rule | None:
+    def operation_rule(self, operation: Operation, frames: Sequence[Frame]) -> Rule | None:
         """Return the rule that the composite gives an operation inside the running modules, or None."""
-        owner = id(frames[-1].module) if frames else 0
-        key = (owner, operation.name)
+        # All frames matter only where an entry tells of them.
+        key = (tuple(id(frame.module) for frame in (frames if self._placed else frames[-1:])), operation.name)
         if key not in self._operations:
-            rule = self._rules.get(owner)
-            if rule is None or not serves(rule, operation):
-                rule = next(
-                    (
-                        rule
-                        for matcher, rule in self.composite.entries
-                        if matching.matches_operation(matcher, operation.name) and serves(rule, operation)
-                    ),
-                    None,
-                )
-            self._operations[key] = rule
+            self._operations[key] = self._find_rule(operation, frames)
         return self._operations[key]
+
+    def _find_rule(self, operation: Operation, frames: Sequence[Frame]) -> Rule | None:
+        found, entry, own = self._rules.get(id(frames[-1].module) if frames else 0, (None, None, False))
+        if found is not None and not serves(found, operation):
+            found, entry, own = None, None, False
+        running = self._running(frames)
+        for matcher, rule in self.composite.entries[:entry]:
+            if serves(rule, operation) and matching.matches_operation(matcher, operation.name, running, placed=own):
+                return rule
+        return found
+
+    def _running(self, frames: Sequence[Frame]) -> list[tuple[str, nn.Module]]:
+        """Return the running modules, each under all its names."""
+        return [place for frame in frames for place in self._places.get(id(frame.module), ())] if self._placed else []
 
 
 def served_by_operation(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lrphooks.engine.nodes import _sum, per_input, zero_link
+from lrphooks.engine.nodes import _sum, alias, per_input, zero_link
 from lrphooks.layers.layer import Layer, Route, Term, WeightForm
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
@@ -55,7 +55,7 @@ class RuleNode(Function):
             ctx.routes = tuple(term.routes for term in terms)
             ctx.modified = _modified_weights(layer, call, terms)
             ctx.save_for_backward(*(_factor(z, term) for term in terms), *tensors)
-        return z if in_place else z.view_as(z), zero_link(z)
+        return z if in_place else alias(z), zero_link(z)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None = None) -> tuple[Tensor | None, ...]:
@@ -132,6 +132,8 @@ def _modified_weights(layer: Layer, call: LayerCall, terms: tuple[Term, ...]) ->
     """Return the weights that the backward pass sends relevance through."""
     parameter = call.rule.raise_by if isinstance(call.rule, LinearRule) else 0.0
     forms: set[WeightForm] = {route.weight for term in terms for route in term.routes}
+    if "agreeing" in forms:
+        forms = forms - {"agreeing"} | {"positive", "negative"}
     return {form: layer.modified(form, parameter if form == "raised" else 0.0) for form in forms}
 
 
@@ -151,6 +153,10 @@ def _distribute(
             sums[route.weight] = sums[route.weight] + part if route.weight in sums else part
     direct: Tensor | None = None
     for form, total in sums.items():
+        if form == "agreeing":
+            up, down = (call.map.transpose(total, a, modified[part]) for part in ("positive", "negative"))
+            direct = _sum(direct, torch.where(a < 0, down, up))
+            continue
         grad = call.map.transpose(total, a, modified[form])
         if form == "absolute" and not call.input_nonnegative:
             grad = grad * a.sign()

@@ -20,15 +20,17 @@ from lrphooks.engine.call import Call, replace_tensors, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint
 from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS
+from lrphooks.engine.handlers.common import Handler, stop
 from lrphooks.engine.interception import Interception
 from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, PassNode, ScaleNode
 from lrphooks.engine.provenance import Provenance
-from lrphooks.operations import Operation
+from lrphooks.operations import Operation, expression
 from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Gradient, Identity, Pass
+from lrphooks.rules.operation import Constant, Gradient, Identity, Normalize, Pass
 
 if TYPE_CHECKING:
+    from lrphooks.engine.observer import Observer
     from lrphooks.engine.plan import Plan
     from lrphooks.engine.session import Session
 
@@ -39,14 +41,15 @@ class Frame:
 
     module: nn.Module
     served: bool = False
-    passing: Tensor | None = None
+    passing: tuple[Tensor, Tensor] | None = None
 
 
 class Run:
     """The state of one forward pass and of the backward passes over its graph; it lives as long as that graph."""
 
-    def __init__(self, session: Session, plan: Plan, cache: WeightCache) -> None:
+    def __init__(self, session: Session, plan: Plan, cache: WeightCache, observer: Observer | None = None) -> None:
         self.session = session
+        self.observer = observer
         self.plan = plan
         self.cache = cache
         self.passes = Passes()
@@ -90,19 +93,19 @@ class Run:
         inner, link = InputNode.apply(self, x)
         self._provenance.begin(inner)
         notes.write(inner, self, link=lambda: link)
+        if self.observer is not None:
+            self.observer.explained(self, inner)
         return inner  # type: ignore[no-any-return]
 
     def leave_output(self, output: Tensor) -> Tensor:
         """Return an output of the model as the user is to see it."""
         note = notes.read(output, self)
-        if note is not None and note.constant == "stopped":
-            raise LRPError(
-                "The model's output is a value that counts as a constant (such as a sigmoid, an exponential or a "
-                "softmax under CP-LRP), so no relevance could flow into the model. Explain the value before it (the "
-                "logits), or give the operation a rule that passes relevance: "
-                "(torch.sigmoid, lrphooks.rules.Identity())."
-            )
-        return OutputNode.apply(self, self.settled(output))  # type: ignore[no-any-return]
+        stopped = note is not None and note.constant == "stopped"
+        settled = self.settled(output)
+        out: Tensor = OutputNode.apply(self, stopped, settled)
+        if self.observer is not None:
+            self.observer.output(self, settled, out)
+        return out
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Begin a module; return its arguments where they change."""
@@ -110,6 +113,8 @@ class Run:
             if not torch.is_grad_enabled():
                 refuse_reentrant_checkpoint()
             self.frames.append(Frame(module))
+            if self.observer is not None and self.watched:
+                self.observer.entered(self.frames[-1], self.plan.path_of(module))
             if id(module) in self.plan.passing:
                 args, kwargs = self._enter_passing(module, args, kwargs)
         return args, kwargs
@@ -134,16 +139,22 @@ class Run:
             )
         # Its relevance comes past whatever consumes it, so the layer that made it gets its rule now.
         carrier = self.settled(carriers[0])
-        self.frames[-1].passing = carrier
+        # What runs inside may overwrite it, so its place in the graph and its values are kept apart.
+        note = notes.read(carrier, self)
+        held: Tensor = ScaleNode.apply(self, 1.0, carrier)
+        if note is not None:
+            notes.write(held, self, link=note.link, maker=note.maker)
+        self.frames[-1].passing = (held, carrier.detach().clone())
         return replace_tensors((args, kwargs), {id(carriers[0]): carrier})  # type: ignore[no-any-return]
 
     def _leave_passing(self, frame: Frame, output: Any) -> Tensor:
         """Return the module's output, with its relevance going straight to the module's input."""
         assert frame.passing is not None
         output = self.settled(output) if isinstance(output, Tensor) else output
-        return self.passed(frame.passing, output, frame.module)
+        a, values = frame.passing
+        return self.passed(a, output, values, frame.module)
 
-    def passed(self, a: Tensor, output: Any, module: nn.Module | None = None) -> Tensor:
+    def passed(self, a: Tensor, output: Any, values: Tensor | None = None, module: nn.Module | None = None) -> Tensor:
         """Return a value whose relevance goes to ``a``, of the same shape, as it is."""
         if not isinstance(output, Tensor) or output.shape != a.shape:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -153,8 +164,13 @@ class Run:
             )
         source = notes.read(a, self)
         link_in = None if source is None or source.link is None else source.link()
-        out, link = PassNode.apply(self, a, output, link_in)
+        if self.observer is not None and self.watched:
+            a = self.observer.probe(self, a)
+            link_in = None if link_in is None else self.observer.probe(self, link_in, as_relevance=True)
+        out, link = PassNode.apply(self, a, a.detach() if values is None else values, output, link_in)
         notes.write(out, self, link=lambda: link)
+        if self.observer is not None and self.watched:
+            self.observer.passed(self, a if values is None else values, out, link, linked=link_in is not None)
         return out  # type: ignore[no-any-return]
 
     def settled(self, tensor: Tensor) -> Tensor:
@@ -234,7 +250,19 @@ class Run:
                 return linear.execute(self, call, rule, *dense, function=linear.product_of_weight(call))
         if constants:
             call = call.replaced({id(t): self.shield(t) for t in constants})
-        return HANDLERS[operation.kind](self, call, self._rule(call))
+        return self.observed(call, self._rule(call), HANDLERS[operation.kind])
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is an observer to tell; what a checkpoint runs again was told before."""
+        return self.observer is not None and torch._C._current_graph_task_id() == -1
+
+    def observed(self, call: Call, rule: Rule, handler: Handler) -> Any:
+        """Run a call by its handler, with the observer looking on."""
+        if self.watched:
+            assert self.observer is not None
+            return self.observer.operation(self, call, rule, handler)
+        return handler(self, call, rule)
 
     def _survey(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -288,12 +316,21 @@ class Run:
         note = notes.read(source, self)
         layer = behind_hooks(source) if note is None else note.layer
         if layer is None or layer.batch_norm is not None:
-            return linear.batch_norm(self, self._settle(call, waiting), None)
-        return linear.batch_norm(self, call, layer)
+            return linear.batch_norm(self, self._settle(call, waiting), self._rule(call), None)
+        rule = self._rule(call)
+        if not isinstance(rule, Normalize | Gradient):
+            call, layer = self._settle(call, waiting), None
+        return linear.batch_norm(self, call, rule, layer)
 
     def _unknown(self, call: Call) -> Any:
+        return self.observed(call, self.plan.operation_rule(call.operation, self.frames) or Gradient(), Run._unruled)
+
+    def _unruled(self, call: Call, _: Rule) -> Any:
+        rule = self.plan.operation_rule(call.operation, self.frames)
         out = call.invoke()
-        if any(t.requires_grad for t in tensors_in((out,))):
+        if isinstance(rule, Constant):
+            stop(self, out)
+        elif rule is None and any(t.requires_grad for t in tensors_in((out,))):
             self.unmatched(call, "lrphooks has no rule for it")
         return out
 
@@ -304,6 +341,8 @@ class Run:
     def report(self, what: str, reason: str, shapes: Iterable[Any] = ()) -> None:
         """Report something that no rule serves, with the module and the line of the model that ran it."""
         policy = self.plan.composite.unmatched
+        if self.observer is not None and policy != "error":
+            self.observer.fell_back(what.removeprefix("operation "))
         if policy == "gradient":
             return
         where = self.plan.name_of(self.frames[-1].module) if self.frames else "the model"
@@ -311,8 +350,8 @@ class Run:
         listed = ", ".join(map(str, shapes))
         message = (
             f"{what} in {where}{f' ({site})' if site else ''}{f' on shape {listed}' if listed else ''}: {reason}. "
-            f"Add an entry for it to the composite, such as ({_example(what)}, lrphooks.rules.Gradient()), or choose "
-            'unmatched="warn" or "gradient" to keep its plain gradient.'
+            f"Add an entry for it to the composite, such as ({expression(what.rsplit(' ', 1)[-1])}, "
+            'lrphooks.rules.Gradient()), or choose unmatched="warn" or "gradient" to keep its plain gradient.'
         )
         if policy == "error":
             raise UnmatchedError(message)
@@ -341,7 +380,7 @@ class Run:
             frame.served = True
         running = frame.module if frame else None
         module = self.plan.layer_module(running, weight)
-        for rule, first in self.plan.layer_candidates(module, call.operation):
+        for rule, first in self.plan.layer_candidates(module, call.operation, self.frames):
             if first is None:
                 return rule
             owner = (id(running), self.unrolled) if self.unrolled else (id(module), call.operation.name)
@@ -362,8 +401,3 @@ def _call_site() -> str:
         if "/lrphooks/" not in parts and "/torch/" not in parts:
             return f"{frame.filename}:{frame.lineno}"
     return ""
-
-
-def _example(what: str) -> str:
-    name = what.rsplit(" ", 1)[-1]
-    return f"torch.{name}" if hasattr(torch, name) else name

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _ELEMENTWISE: tuple[type[Rule], ...] = (Identity, Pass)
 _PRODUCT: tuple[type[Rule], ...] = (Uniform, Proportional, TakesAll)
 
-_SELECT = frozenset(names.ELEMENTWISE_SELECT.split())
+#: Selections that act on each element by itself.
+ELEMENTWISE_SELECT = frozenset(names.ELEMENTWISE_SELECT.split())
 
 #: The rules of each kind of operation, beside Gradient and Constant, which serve all.
 SERVED: dict[Kind, tuple[type[Rule], ...]] = {
@@ -58,7 +59,7 @@ def serves(rule: Rule, operation: Operation) -> bool:
     if isinstance(rule, Gradient | Constant):
         return True
     if operation.kind == "select":
-        return isinstance(rule, _ELEMENTWISE) and operation.name in _SELECT
+        return isinstance(rule, _ELEMENTWISE) and operation.name in ELEMENTWISE_SELECT
     if operation.name in _OF_WEIGHTS and isinstance(rule, LinearRule | InputRule):
         return True
     return isinstance(rule, SERVED.get(operation.kind, ()))
@@ -70,6 +71,15 @@ def check_entries(composite: Composite) -> None:
     A group or a tuple may hold operations that a rule cannot serve, beside some that it can.
     """
     for index, (matcher, rule) in enumerate(composite.entries):
+        if isinstance(matcher, matching.First) and not isinstance(rule, LinearRule | InputRule):
+            others = [
+                n for n in matching.operation_names(matcher) if classify(n).kind != "linear" and n not in _OF_WEIGHTS
+            ]
+            if others:
+                raise TypeError(
+                    f"Entry {index} of the composite, ({matching.describe(matcher)}, {rule!r}), is for the first "
+                    f"executed {others[0]}, but First() counts linear layers alone. Name the module instead."
+                )
         operations = [classify(name) for name in matching.operation_names(matcher)]
         if not operations or any(serves(rule, operation) for operation in operations):
             continue
@@ -82,7 +92,7 @@ def check_entries(composite: Composite) -> None:
 
 def _serving(operation: Operation) -> tuple[type[Rule], ...]:
     more = SERVED.get(operation.kind, ())
-    if operation.kind == "select" and operation.name in _SELECT:
+    if operation.kind == "select" and operation.name in ELEMENTWISE_SELECT:
         more = _ELEMENTWISE
     if operation.name in _OF_WEIGHTS:
         more = (LinearRule, InputRule, *more)

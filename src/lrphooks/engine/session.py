@@ -21,13 +21,15 @@ from lrphooks.engine.run import Frame, Run
 
 if TYPE_CHECKING:
     from lrphooks.composite import Composite
+    from lrphooks.engine.observer import Observer
 
 
 class Session(AbstractContextManager["Composite"]):
     """One use of a composite on a model: ``with composite.context(model): ...``."""
 
-    def __init__(self, composite: Composite, model: nn.Module) -> None:
+    def __init__(self, composite: Composite, model: nn.Module, observer: Observer | None = None) -> None:
         self._composite = composite
+        self._observer = observer
         self._model = model
         self.hooks = Hooks(self, model)
         self._entered = False
@@ -72,7 +74,7 @@ class Session(AbstractContextManager["Composite"]):
             # Part of a model that is being explained: only the rules change, and the outer run goes on.
             self._running.append(_Swap(self, THREAD.runs[-1][1], self._plan, WeightCache(self._model), module))
             return None
-        run = Run(self, self._plan, WeightCache(self._model))
+        run = Run(self, self._plan, WeightCache(self._model), self._observer)
         args, kwargs = run.enter_inputs(args, kwargs or {})
         mode = run.mode()
         mode.__enter__()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrphooks.layers.linear_map import LinearMap
 
-WeightForm = Literal["plain", "absolute", "positive", "raised"]
+WeightForm = Literal["plain", "absolute", "positive", "negative", "agreeing", "raised"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Route:
     """One way for relevance through a layer: back through the weight in a given form, times ``scale``.
 
     ``plain`` is the layer's own weight, served by the gradient that autograd computes anyway. ``absolute`` is
-    ``sign(a) * |w|^T``. ``positive`` is the positive part of the weight and ``raised`` is ``w + gamma * w^+``,
-    both for inputs that are not negative. With ``signed`` the scale carries the sign of the output.
+    ``sign(a) * |w|^T``. ``agreeing`` is ``(w^+)^T`` where a is positive and ``(w^-)^T`` where it is negative, by the
+    forms ``positive`` and ``negative`` of the weight. ``positive`` alone and ``raised``, ``w + gamma * w^+``, are for
+    inputs that are not negative. With ``signed`` the scale carries the sign of the output.
     """
 
     weight: WeightForm

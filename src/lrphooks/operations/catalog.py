@@ -67,19 +67,34 @@ _REVERSED = {"rsub": "sub", "rdiv": "div", "rpow": "pow", "rmatmul": "matmul"}
 
 
 def classify(name: str) -> Operation:
-    """Return the operation of a plain, in-place or operator name."""
+    """Return the operation of a plain, second, in-place or operator name."""
     name = names.OPERATORS.get(name, name)
+    name = names.ALIASES.get(name, name)
     if name in _REVERSED:
         base = _REVERSED[name]
         return Operation(base, _KINDS[base], reversed=True)
     if name in _KINDS:
         return Operation(name, _KINDS[name], in_place=name == "setitem")
-    if name.endswith("_") and not name.startswith("__") and name[:-1] in _KINDS:
-        return Operation(name[:-1], _KINDS[name[:-1]], in_place=True)
+    base = names.ALIASES.get(name[:-1], name[:-1])
+    if name.endswith("_") and not name.startswith("__") and base in _KINDS:
+        return Operation(base, _KINDS[base], in_place=True)
     for prefix in ("special_", "linalg_", "fft_"):
         if name.startswith(prefix):
             return classify(name.removeprefix(prefix))
-    return Operation(name, "unknown", in_place=name.endswith("_") and not name.startswith("__"))
+    in_place = name.endswith("_") and not name.startswith("__")
+    return Operation(name.removesuffix("_") if in_place else name, "unknown", in_place=in_place)
+
+
+#: The namespaces that have torch functions for users, by the code that names them.
+NAMESPACES: dict[str, Any] = {
+    "torch": torch,
+    "torch.nn.functional": F,
+    "torch.special": torch.special,
+    "torch.linalg": torch.linalg,
+    "torch.fft": torch.fft,
+    "torch.functional": torch.functional,
+    "torch.Tensor": torch.Tensor,
+}
 
 
 def _namespaces() -> Iterator[Any]:
@@ -89,15 +104,18 @@ def _namespaces() -> Iterator[Any]:
 
 
 @cache
-def _table() -> dict[Any, Operation]:
+def _known() -> dict[Any, Operation]:
     table: dict[Any, Operation] = {}
-    wanted = [*_KINDS, *(f"{name}_" for name in _KINDS), *names.OPERATORS]
+    plain = [*_KINDS, *names.ALIASES]
+    wanted = [*plain, *(f"{name}_" for name in plain), *names.OPERATORS]
     for namespace in _namespaces():
         for name in wanted:
             for full in (name, f"special_{name}", f"linalg_{name}", f"fft_{name}"):
                 function = getattr(namespace, full, None)
                 if callable(function):
                     table[function] = classify(name)
+    for name in names.REORDERED:
+        table[getattr(torch, name)] = Operation(name, "composed")
     for name in dir(torch.Tensor):
         descriptor = torch.Tensor.__dict__.get(name) or getattr(torch._C.TensorBase, name, None)
         getter = getattr(descriptor, "__get__", None)
@@ -118,42 +136,52 @@ _PASSIVE = """
     __float__ __index__ __contains__ __format__ __repr__ __hash__ register_hook retain_grad requires_grad_ backward
     eq ne lt le gt ge argmax argmin argsort isnan isinf isfinite any all new_zeros new_ones new_empty new_full
     new_tensor bool long int short char byte __eq__ __ne__ __lt__ __le__ __gt__ __ge__ storage untyped_storage
-    sign sgn round floor ceil trunc logical_not logical_and logical_or bitwise_not is_set_to has_names
+    logical_not logical_and logical_or bitwise_not is_set_to has_names
 """
 
 
 @cache
 def _overload(name: str) -> Operation:
-    return classify(name.removeprefix("aten::").removeprefix("native_"))
+    # The native forms of normalisations have arguments and results of their own, so they stay unknown.
+    return Operation(name, "composed") if name in names.REORDERED else classify(name)
+
+
+@cache
+def _looked_up() -> dict[Any, Operation]:
+    return dict(_known())
+
+
+def is_known(function: Callable[..., Any]) -> bool:
+    """Whether a function is listed here; others may be torch functions all the same."""
+    return function in _known()
 
 
 def lookup(function: Callable[..., Any]) -> Operation:
     """Return what the engine knows of a torch function; an unheard-of one has the kind ``unknown``."""
-    table = _table()
+    table = _looked_up()
     found = table.get(function)
     if found is None:
         if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
             packet = function.overloadpacket if isinstance(function, torch._ops.OpOverload) else function
             found = _overload(packet.__name__) if "aten" in str(packet) else Operation(str(packet), "unknown")
         else:
-            name = resolve_name(function) or getattr(function, "__name__", repr(function))
-            found = Operation(name, "unknown")
+            found = _unlisted(function)
         table[function] = found
     return found
 
 
-def identify(function: Callable[..., Any]) -> str:
-    """Return the plain name of a torch function, the one that all its aliases share.
+def _unlisted(function: Callable[..., Any]) -> Operation:
+    """Return the operation of a function that is not listed, under the name that its aliases share."""
+    path = resolve_name(function)
+    if path is None:
+        name = getattr(function, "__name__", repr(function))
+        if getattr(torch, name, None) is function:
+            return classify(name)
+        return Operation(getattr(function, "__qualname__", name), "unknown")
+    namespace, _, name = path.rpartition(".")
+    return classify(name) if namespace in NAMESPACES else Operation(path.removeprefix("torch."), "unknown")
 
-    Raises
-    ------
-    ValueError
-        If it is no function of torch that the engine knows.
-    """
-    operation = lookup(function)
-    if operation.kind == "unknown":
-        raise ValueError(
-            f"{function!r} is not an operation that lrphooks knows. Give a function of torch or torch.nn.functional, "
-            "such as torch.matmul or torch.nn.functional.softmax."
-        )
-    return operation.name
+
+def identify(function: Callable[..., Any]) -> str:
+    """Return the plain name of a torch function, the one that all its aliases share."""
+    return lookup(function).name

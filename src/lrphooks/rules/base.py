@@ -41,7 +41,7 @@ class Stabilizer:
     Raises
     ------
     TypeError, ValueError
-        If ``epsilon`` is not a finite number of at least 0.
+        If ``epsilon`` is not a finite number of at least 0, or ``dim`` neither None nor integers.
     """
 
     epsilon: float = 1e-6
@@ -52,7 +52,7 @@ class Stabilizer:
     def __post_init__(self) -> None:
         number("Stabilizer", "epsilon", self.epsilon, minimum=0.0)
         if self.dim is not None:
-            dim = (self.dim,) if isinstance(self.dim, int) else tuple(self.dim)
+            dim = tuple(self.dim) if isinstance(self.dim, tuple | list) else (self.dim,)
             if not all(isinstance(d, int) for d in dim):
                 raise TypeError(f"Stabilizer: dim must be None or integers, got {self.dim!r}.")
             object.__setattr__(self, "dim", dim)

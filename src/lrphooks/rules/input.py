@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from lrphooks.layers.layer import Layer
+from lrphooks.layers.linear_map import LinearMap
 from lrphooks.rules.base import Rule, Stabilizer, number
 
 
 @dataclass(frozen=True)
 class InputRule(Rule):
     """A rule for linear layers that answers with the relevance of the input itself."""
+
+    def check(self, a: Tensor, linear_map: LinearMap) -> None:
+        """Raise a ValueError if the rule does not fit the input of a layer."""
 
     @abstractmethod
     def redistribute(self, layer: Layer, relevance: Tensor) -> Tensor:
@@ -83,6 +87,22 @@ class Flat(InputRule):
         return layer.map.transpose(relevance / self.denominators(layer)[1], layer.input, ones)
 
 
+class _Bound:
+    """A field that holds a number or a tensor, which is copied on its way in and out: no one else can change it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, rule: ZBox | None, owner: type | None = None) -> float | Tensor:
+        if rule is None:
+            raise AttributeError(self._name)  # which tells a dataclass that there is no default
+        value: float | Tensor = vars(rule)[self._name]
+        return value.clone() if isinstance(value, Tensor) else value
+
+    def __set__(self, rule: ZBox, value: float | Tensor) -> None:
+        vars(rule)[self._name] = value.detach().clone() if isinstance(value, Tensor) else value
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ZBox(InputRule):
     """The z-box rule (z^B), for first layers whose inputs lie between bounds, such as pixels.
@@ -105,20 +125,17 @@ class ZBox(InputRule):
     Montavon et al., "Explaining Nonlinear Classification Decisions with Deep Taylor Decomposition", 2017.
     """
 
-    low: float | Tensor
-    high: float | Tensor
+    low: float | Tensor = _Bound()  # type: ignore[assignment]  # a descriptor, without a default
+    high: float | Tensor = _Bound()  # type: ignore[assignment]
     stabilizer: float | Stabilizer = 1e-6
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             value = getattr(self, name)
-            if isinstance(value, Tensor):
-                value = value.detach().clone()
-                if not bool(torch.isfinite(value).all()):
-                    raise ValueError(f"ZBox: {name} must be finite, got {value}.")
-                object.__setattr__(self, name, value)
-            else:
+            if not isinstance(value, Tensor):
                 number("ZBox", name, value)
+            elif not bool(torch.isfinite(value).all()):
+                raise ValueError(f"ZBox: {name} must be finite, got {value}.")
         low, high = torch.as_tensor(self.low), torch.as_tensor(self.high)
         try:
             above = bool((low > high).any())
@@ -135,7 +152,10 @@ class ZBox(InputRule):
         Stabilizer.ensure("ZBox", "stabilizer", self.stabilizer)
 
     def __repr__(self) -> str:
-        return f"ZBox(low={self.low!r}, high={self.high!r}, stabilizer={self.stabilizer!r})"
+        def code(value: float | Tensor) -> str:
+            return f"torch.tensor({value.tolist()}, dtype={value.dtype})" if isinstance(value, Tensor) else repr(value)
+
+        return f"ZBox(low={code(self.low)}, high={code(self.high)}, stabilizer={self.stabilizer!r})"
 
     def _key(self) -> tuple[object, ...]:
         def plain(value: float | Tensor) -> object:
@@ -161,6 +181,10 @@ class ZBox(InputRule):
                 f"shape {tuple(a.shape)}. Give a number, or one value a channel, such as shape (1, 3, 1, 1)."
             ) from error
         return value
+
+    def check(self, a: Tensor, linear_map: LinearMap) -> None:
+        for name in ("low", "high"):
+            self._bound(name, a, linear_map.output_channel_dim)
 
     def _bounds(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return both bounds, and w^+ l + w^- h as one weight where they are one value a channel."""

@@ -154,8 +154,8 @@ class ZPlus(_Stabilized):
         if layer.input_nonnegative:
             return (Term(layer.apply("positive") + bias, (Route("positive", 1.0),), self.stabilize, bias=bias),)
         positive = _positive(layer.output - layer.bias_like(layer.bias), layer.apply("absolute"))
-        routes = (Route("plain", 0.5), Route("absolute", 0.5))
-        return (Term(positive + bias, routes, self.stabilize, bias=bias, empty=positive == 0),)
+        # Half the sum of wᵀ and sign(a) |w|ᵀ is the same, but cancels where s is large; this does not.
+        return (Term(positive + bias, (Route("agreeing", 1.0),), self.stabilize, bias=bias, empty=positive == 0),)
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class AlphaBeta(LinearRule):
         else:
             total = layer.apply("absolute")
             positive, negative = _positive(linear, total), _negative(linear, total)
-            up = (Route("plain", alpha / 2), Route("absolute", alpha / 2))
+            up = (Route("plain", alpha / 2), Route("absolute", alpha / 2)) if beta else (Route("agreeing", alpha),)
             down = (Route("plain", -beta / 2), Route("absolute", beta / 2))
         terms = (Term(positive + bias_up, up, stabilize, bias_up, share=alpha, empty=positive == 0),)
         if beta == 0.0:

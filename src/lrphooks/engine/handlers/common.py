@@ -37,13 +37,35 @@ def stop(run: Run, out: Any) -> None:
 
 def in_place(run: Run, call: Call, handler: Handler, rule: Rule) -> Tensor:
     """Serve an in-place form by the out-of-place one and a copy, so that every use of the target sees the rule."""
+    call = positional(call)
     target: Tensor = call.args[0] if call.args else call.kwargs["input"]
     outside = call.out_of_place()
     # The operation may keep its input, which the copy is about to overwrite.
     saved = target.clone()
+    if (note := notes.read(target, run)) is not None:
+        notes.write(saved, run, nonnegative=note.nonnegative, offset=note.offset)
     outside = outside.replaced({id(target): saved})
     target.copy_(handler(run, outside, rule))
     return target
+
+
+def positional(call: Call) -> Call:
+    """Return an in-place form with its target by position, whatever keyword it came by."""
+    if call.args or not call.operation.in_place:
+        return call
+    key, *_ = (k for k in ("input", "self", "a", "x", "x1") if k in call.kwargs)
+    rest = {k: v for k, v in call.kwargs.items() if k != key}
+    return Call(call.operation, call.function, (call.kwargs[key],), rest, call.dependent)
+
+
+def exchanged(call: Call, position: int, name: str, tensor: Tensor) -> Call:
+    """Return the call with another tensor in one place; the same tensor in other places stays."""
+    args, kwargs = list(call.args), dict(call.kwargs)
+    if position < len(args):
+        args[position] = tensor
+    else:
+        kwargs[name] = tensor
+    return Call(call.operation, call.function, tuple(args), kwargs, call.dependent)
 
 
 def learned(call: Call) -> list[Tensor]:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
 
+#: Where the arguments weight, bias and eps of each normalisation stand.
+POSITIONS: dict[str, tuple[int, int | None, int]] = {
+    "layer_norm": (2, 3, 4),
+    "rms_norm": (2, None, 3),
+    "group_norm": (2, 3, 4),
+    "instance_norm": (3, 4, 7),
+    "batch_norm": (3, 4, 7),
+}
+
+
 def moments(run: Run, call: Call, rule: Rule) -> Any:
     """var_mean: the variance is a constant, the mean is linear."""
     out = call.invoke()
@@ -33,21 +43,26 @@ def attention(run: Run, call: Call, rule: Rule) -> Any:
     """softmax(q k^T) v by the fused kernel: q and k share what the weights receive, the values the rest."""
     if isinstance(rule, Gradient):
         return call.invoke()
-    operands = [call.argument(i, n) for i, n in enumerate(("query", "key", "value"))]
+    names = ("query", "key", "value", "attn_mask")
+    operands = [call.argument(i, n) for i, n in enumerate(names)]
     carries = [run.carries(t) for t in operands]
-    weights = not isinstance(rule, Constant)
-    outer = 1.0 / max(1, (any(carries[:2]) and weights) + carries[2])
-    inner = outer / max(1, sum(carries[:2])) if weights else 0.0
+    shares = attention_shares(carries, weights=not isinstance(rule, Constant))
     # The same tensor may stand for several operands, so each position is exchanged, not each identity.
-    shared = [
-        ScaleNode.apply(run, share, t) if c else t
-        for t, c, share in zip(operands, carries, (inner, inner, outer), strict=True)
-    ]
-    rest = {k: v for k, v in call.kwargs.items() if k not in ("query", "key", "value")}
-    mask = call.argument(3, "attn_mask")
-    if isinstance(mask, Tensor) and run.carries(mask):
-        run.unmatched(call, "its mask depends on the explained input")
-    return call.function(*shared, *call.args[3:], **rest)
+    shared = [ScaleNode.apply(run, share, t) if c else t for t, c, share in zip(operands, carries, shares, strict=True)]
+    rest = {k: v for k, v in call.kwargs.items() if k not in names}
+    return call.function(*shared, *call.args[4:], **rest)
+
+
+def attention_shares(carries: Sequence[bool], *, weights: bool) -> tuple[float, float, float, float]:
+    """Return the shares of query, key, value and mask.
+
+    The weights receive one half if any of their operands carries relevance, and the values the other. Of what the
+    weights receive, the product of query and key hands each a half; the mask, which adds to it, has its own part.
+    """
+    query, key, value, mask = carries
+    part = 1.0 / max(1, ((query or key or mask) and weights) + value)
+    logits = part if weights else 0.0
+    return logits / max(1, query + key), logits / max(1, query + key), part, logits
 
 
 def normalization(run: Run, call: Call, rule: Rule) -> Any:
@@ -57,13 +72,7 @@ def normalization(run: Run, call: Call, rule: Rule) -> Any:
     if isinstance(rule, Identity | Pass):
         return run.passed(call.dependent[0], call.invoke())
     name = call.operation.name
-    positions = {
-        "layer_norm": (2, 3, 4),
-        "rms_norm": (2, None, 3),
-        "group_norm": (2, 3, 4),
-        "instance_norm": (3, 4, 7),
-        "batch_norm": (3, 4, 7),
-    }[name]
+    positions = POSITIONS[name]
     x, weight = call.dependent[0], call.argument(positions[0], "weight")
     bias = None if positions[1] is None else call.argument(positions[1], "bias")
     eps = call.argument(positions[2], "eps", None if name == "rms_norm" else 1e-5)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,17 @@ from torch import Tensor
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.errors import LRPError
-from lrphooks.engine.handlers.common import in_place, plain
+from lrphooks.engine.handlers.common import exchanged, in_place, plain, positional
 from lrphooks.engine.nodes import ScaleNode, ShareNode
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Proportional, TakesAll, Uniform
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
+
+
+#: The summand of an added product by keyword.
+_SUMMAND = ("input", "self")
 
 
 def product(run: Run, call: Call, rule: Rule) -> Any:
@@ -33,25 +38,43 @@ def added_product(run: Run, call: Call, rule: Rule) -> Any:
 
 
 def _carriers(run: Run, call: Call, first: int) -> list[Tensor]:
-    """Return the factors that carry relevance."""
-    factors = [*call.args[first:], *(v for k, v in call.kwargs.items() if k not in ("input", "self") or not first)]
+    """Return the factors that carry relevance, as often as they occur."""
+    factors = [*call.args[first:], *(v for k, v in call.kwargs.items() if k not in _SUMMAND or not first)]
     return [t for t in tensors_in(factors) if run.carries(t)]
 
 
+def _exchanged(run: Run, call: Call, first: int, tensors: Iterable[Tensor]) -> Call:
+    """Return the call with others in place of the factors that carry relevance, one for each occurrence."""
+    others = iter(tensors)
+    args = call.args[:first] + tuple(_exchange(run, v, others) for v in call.args[first:])
+    kwargs = {k: v if first and k in _SUMMAND else _exchange(run, v, others) for k, v in call.kwargs.items()}
+    return Call(call.operation, call.function, args, kwargs, call.dependent)
+
+
+def _exchange(run: Run, value: Any, others: Iterator[Tensor]) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)([_exchange(run, v, others) for v in value])
+    return next(others) if run.carries(value) else value
+
+
 def _multiply(run: Run, call: Call, rule: Rule, first: int) -> Any:
+    call = positional(call)
     carriers = _carriers(run, call, first)
     name = call.operation.name
     if isinstance(rule, Gradient | Constant):
         return plain(run, call, rule)
     if name == "prod":
         source = call.dependent[0]
-        dim = call.argument(1, "dim")
-        count = source.numel() if dim is None else source.shape[dim]
+        dim = call.argument(1, "dim", call.kwargs.get("axis"))
+        count = source.shape[dim] if isinstance(dim, int) else source.numel()
         return call.replaced({id(source): ScaleNode.apply(run, 1.0 / count, source)}).invoke()
     if name in ("lerp", "grid_sample"):
+        # Where it samples, or how it mixes, is a gate: constant, so the signal takes all.
         weight = call.argument(2, "weight") if name == "lerp" else call.argument(1, "grid")
-        if isinstance(weight, Tensor) and run.carries(weight):
-            run.unmatched(call, "its weights depend on the explained input")
+        if all(t is weight for t in carriers):
+            return plain(run, call, Constant())
+        if any(t is weight for t in carriers):
+            call = call.replaced({id(weight): ScaleNode.apply(run, 0.0, weight)})
         return call.invoke()
     offsets = [(note := notes.read(t, run)) is not None and note.offset for t in carriers]
     if len(carriers) < 2:
@@ -60,26 +83,27 @@ def _multiply(run: Run, call: Call, rule: Rule, first: int) -> Any:
             notes.write(out, run, offset=True)
         return out
     if isinstance(rule, TakesAll):
-        chosen = carriers[min(int(rule.operand), len(carriers) - 1)]
-        shares = {id(t): float(t is chosen) for t in carriers}
+        chosen = min(int(rule.operand), len(carriers) - 1)
+        shares = [float(i == chosen) for i in range(len(carriers))]
     elif any(offsets) and not all(offsets):
         # What does not vanish with its input gates, as in x * (1 + tanh(u)); the others are the signal.
         signals = offsets.count(False)
-        shares = {id(t): 0.0 if offset else 1.0 / signals for t, offset in zip(carriers, offsets, strict=True)}
+        shares = [0.0 if offset else 1.0 / signals for offset in offsets]
     else:
-        shares = {id(t): 1.0 / len(carriers) for t in carriers}
-    if call.operation.in_place and id(call.args[0]) in shares:
+        shares = [1.0 / len(carriers)] * len(carriers)
+    if call.operation.in_place and any(t is call.args[0] for t in carriers):
         return in_place(run, call, partial(_multiply_handler, first=first), rule)
-    change = {id(t): ScaleNode.apply(run, shares[id(t)], t) for t in carriers}
-    return call.replaced(change).invoke()
+    scaled = [ScaleNode.apply(run, share, t) for share, t in zip(shares, carriers, strict=True)]
+    return _exchanged(run, call, first, scaled).invoke()
 
 
 def _proportional(run: Run, call: Call, rule: Rule, first: int) -> Any:
     """Share elementwise, by absolute values; where all factors are 0, no relevance arrives."""
+    call = positional(call)
     carriers = _carriers(run, call, first)
     if len(carriers) < 2:
         return _multiply(run, call, Uniform(), first)
-    if call.operation.name not in ("mul", "multiply"):
+    if call.operation.name != "mul":
         raise LRPError(
             f"Proportional() is for elementwise products and cannot serve {call.operation.name}. Give it to torch.mul, "
             "and Uniform() to the other products."
@@ -91,7 +115,7 @@ def _proportional(run: Run, call: Call, rule: Rule, first: int) -> Any:
     total = torch.stack(sizes).sum(0)
     total = torch.where(total == 0, torch.ones_like(total), total)
     shared = [ShareNode.apply(run, size / total, t) for size, t in zip(sizes, factors, strict=True)]
-    return call.replaced({id(t): s for t, s in zip(carriers, shared, strict=True)}).invoke()
+    return _exchanged(run, call, first, shared).invoke()
 
 
 def _multiply_handler(run: Run, call: Call, rule: Rule, *, first: int) -> Any:
@@ -99,16 +123,20 @@ def _multiply_handler(run: Run, call: Call, rule: Rule, *, first: int) -> Any:
 
 
 def division(run: Run, call: Call, rule: Rule) -> Any:
-    """The denominator is a constant; a quotient of a constant is one."""
+    """The denominator is a constant; a quotient of a constant is one, and so is a rounded quotient."""
     if isinstance(rule, Gradient):
         return call.invoke()
-    last = 2 if call.operation.name == "addcdiv" else 1
-    denominator = call.argument(last, "tensor2" if last == 2 else "other")
+    if call.kwargs.get("rounding_mode") is not None:
+        return plain(run, call, Constant())
+    call = positional(call)
+    place, name = (2, "tensor2") if call.operation.name == "addcdiv" else (1, "x2" if "x2" in call.kwargs else "other")
     if call.operation.reversed:
-        denominator = call.args[0]
+        place = 0
+    denominator = call.argument(place, name)
     if not isinstance(denominator, Tensor) or not run.carries(denominator):
         return plain(run, call, rule)
-    others = [t for t in tensors_in((call.args, call.kwargs)) if t is not denominator and run.carries(t)]
-    if not others:
+    if sum(run.carries(t) for t in tensors_in((call.args, call.kwargs))) == 1:
         return plain(run, call, Constant())
-    return call.replaced({id(denominator): ScaleNode.apply(run, 0.0, denominator)}).invoke()
+    if call.operation.in_place and denominator is call.args[0]:
+        return in_place(run, call, division, rule)
+    return exchanged(call, place, name, ScaleNode.apply(run, 0.0, denominator)).invoke()

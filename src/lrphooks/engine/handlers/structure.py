@@ -63,6 +63,8 @@ def select(run: Run, call: Call, rule: Rule) -> Any:
         return activation(run, call, rule)
     source = call.dependent[0]
     note = notes.read(source, run)
+    if call.operation.name == "prelu" and run.carries(call.argument(1, "weight")):
+        _report(run, call, "its slope depends on the explained input")
     out = plain(run, call, rule)
     if note is not None and isinstance(out, Tensor) and call.operation.name.startswith(("max_pool", "adaptive_max")):
         notes.write(out, run, nonnegative=note.nonnegative)
@@ -93,9 +95,23 @@ _KEEP_SIGN = frozenset(
 )  # fmt: skip
 
 
+#: Linear in their input as long as nothing else depends on what is explained.
+_WEIGHTED = frozenset({"embedding_bag", "stft", "istft"})
+
+
+def _report(run: Run, call: Call, reason: str) -> None:
+    """Report a form of an operation that is not linear, unless the composite has a rule for it."""
+    if run.plan.operation_rule(call.operation, run.frames) is None:
+        run.unmatched(call, reason)
+
+
 def combination(run: Run, call: Call, rule: Rule) -> Any:
     """Add, average or join: linear in all operands together."""
     name = call.operation.name
+    if any(v == "prod" for v in (*call.args, *call.kwargs.values()) if isinstance(v, str)):
+        _report(run, call, "it multiplies what it gathers")
+    if name in _WEIGHTED and len(call.dependent) > 1:
+        _report(run, call, "its weights depend on the explained input")
     nonnegative = False
     if name in _KEEP_SIGN or (name == "add" and not call.kwargs and len(call.args) == 2):
         operands = list(tensors_in(call.args))

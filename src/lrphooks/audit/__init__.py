@@ -1,0 +1,116 @@
+"""Proof that no relevance went missing: :func:`audit` says where every part of f(x) went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrphooks.audit.recorder import Record, Recorder
+from lrphooks.audit.report import Imbalance, LayerRow, OperationRow, Report
+from lrphooks.composite import Composite
+from lrphooks.engine.errors import LRPError
+from lrphooks.explain import Target, explain
+
+__all__ = ["Imbalance", "LayerRow", "OperationRow", "Report", "audit"]
+
+#: An operation is named as imbalanced where it misses more than this part of the largest amount in the books.
+_TOLERANCE = 1e-6
+
+
+def audit(
+    model: nn.Module,
+    x: Any,
+    target: Target = None,
+    composite: Composite | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Report:
+    """Return the books of one explanation: f(x) = sum R + what biases, stabilizers, constants and others absorbed.
+
+    Each sink is computed from the formula of its operation and the plain derivatives of torch, never as a remainder, so
+    that ``report.unexplained`` is a test that can fail. It costs several times what :func:`lrphooks.lrp` does.
+
+    The arguments and errors are those of :func:`lrphooks.lrp`.
+    """
+    if composite is not None and isinstance(composite, Composite) and composite.attribution != "relevance":
+        raise LRPError(
+            f"audit: {composite!r} leaves a gradient in x.grad, not relevance, so there are no books to balance."
+        )
+    recorder = Recorder()
+    found = explain(model, x, target, composite, kwargs, recorder, who="audit")
+    with torch.no_grad():
+        return _report(recorder, float(found.explained.double().sum()), found.total)
+
+
+def _report(recorder: Recorder, output: float, relevance: float) -> Report:
+    absorbed = {id(record): record.absorbed() for record in recorder.records}
+    sinks: dict[str, float] = {}
+    for amounts in absorbed.values():
+        for name, amount in amounts.items():
+            sinks[name] = sinks.get(name, 0.0) + amount
+    # A target that is not linear in the output, such as a difference to a constant, keeps its own part.
+    sinks["target"] = output - sum(flow.amount for flow in recorder.result.handed)
+    sinks = {name: amount for name, amount in sinks.items() if amount != 0.0}
+    operations = [OperationRow(name, rule, count) for (name, rule), count in sorted(recorder.counts.items())]
+    operations += [OperationRow(name, "none", count, fell_back=True) for name, count in recorder.fallbacks.items()]
+    report = Report(output, relevance, sinks, _layers(recorder, absorbed), tuple(operations), dict(recorder.hidden), ())
+    imbalances = _imbalances(recorder, absorbed, _TOLERANCE * max(report.scale, 1e-300))
+    return Report(output, relevance, sinks, report.layers, report.operations, report.hidden, imbalances)
+
+
+def _imbalances(recorder: Recorder, absorbed: dict[int, dict[str, float]], least: float) -> tuple[Imbalance, ...]:
+    names = {id(frame): name for frame, name in recorder.frames}
+    found = []
+    for record in recorder.records:
+        if not record.balanced:
+            continue
+        arrived = sum(flow.amount for flow in record.arrived)
+        missing = arrived - sum(flow.amount for flow in record.handed) - sum(absorbed[id(record)].values())
+        if abs(missing) > least:
+            module = (record.path and names.get(id(record.path[-1]))) or "the model"
+            found.append(Imbalance(record.name, repr(record.rule), module, missing))
+    return tuple(sorted(found, key=lambda row: -abs(row.missing)))
+
+
+def _layers(recorder: Recorder, absorbed: dict[int, dict[str, float]]) -> tuple[LayerRow, ...]:
+    """Return one row a module call; relevance crosses its border with the flows between operations."""
+    arrived: dict[int, float] = {}
+    handed: dict[int, float] = {}
+    kept: dict[int, float] = {}
+    rules: dict[int, list[str]] = {}
+
+    def cross(source: Record, consumer: Record, amount: float) -> None:
+        inside, outside = {id(f) for f in source.path}, {id(f) for f in consumer.path}
+        for frame in inside - outside:
+            arrived[frame] = arrived.get(frame, 0.0) + amount
+        for frame in outside - inside:
+            handed[frame] = handed.get(frame, 0.0) + amount
+
+    for record in (*recorder.records, recorder.result):
+        for flow in record.handed:
+            if flow.source is not None:
+                cross(flow.source, record, flow.amount)
+    for record in recorder.records:
+        for frame in record.path:
+            kept[id(frame)] = kept.get(id(frame), 0.0) + sum(absorbed[id(record)].values())
+        if record.path:
+            rules.setdefault(id(record.path[-1]), []).append(repr(record.rule))
+    rows = []
+    for frame, name in recorder.frames:
+        key = id(frame)
+        own = ", ".join(dict.fromkeys(rules.get(key, ())))
+        if key in arrived or key in handed or key in kept:
+            rows.append(
+                LayerRow(
+                    name,
+                    type(frame.module).__name__,
+                    own,
+                    arrived.get(key, 0.0),
+                    handed.get(key, 0.0),
+                    kept.get(key, 0.0),
+                )
+            )
+    return tuple(rows)

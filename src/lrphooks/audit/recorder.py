@@ -1,0 +1,235 @@
+"""Watches one run: what arrives at every operation, what it hands on, and to whom."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from lrphooks.audit.sinks import Seen, Sinks, dot, layer_sinks, operation_sinks
+from lrphooks.engine import notes
+from lrphooks.engine.call import Call, tensors_in
+from lrphooks.engine.nodes import ScaleNode
+from lrphooks.engine.observer import Observer
+from lrphooks.rules.base import Rule
+from lrphooks.rules.operation import Pass
+
+if TYPE_CHECKING:
+    from lrphooks.engine.layer_call import LayerCall
+    from lrphooks.engine.run import Frame, Run
+
+#: Kinds that only move relevance: they absorb nothing, and as views of their operand they must stay so.
+_MOVES = ("shape", "split")
+
+
+@dataclass(eq=False)
+class Flow:
+    """A tensor on its way from one operation to another, and the gradient and the relevance that came back by it."""
+
+    value: Tensor
+    gradient: Tensor | None = None
+    relevance: Tensor | None = None
+    source: Record | None = None
+
+    def watch(self, tensor: Tensor, *, as_relevance: bool = False) -> None:
+        """Keep the gradient that arrives at a tensor."""
+
+        def keep(gradient: Tensor | None) -> None:
+            if gradient is None:
+                return
+            name = "relevance" if as_relevance else "gradient"
+            before = getattr(self, name)
+            setattr(self, name, gradient.detach() if before is None else before + gradient.detach())
+
+        if tensor.requires_grad:
+            tensor.register_hook(keep)  # type: ignore[no-untyped-call]
+
+    @property
+    def amount(self) -> float:
+        """The relevance that came back."""
+        direct = 0.0 if self.relevance is None else float(self.relevance.double().sum())
+        return dot(self.value, self.gradient) + direct
+
+
+@dataclass(eq=False)
+class Record:
+    """One executed operation.
+
+    arrived: flows from its results; handed: flows to its operands, complete if ``balanced``.
+    """
+
+    name: str
+    rule: Rule
+    path: tuple[Frame, ...]
+    arrived: list[Flow] = field(default_factory=list)
+    handed: list[Flow] = field(default_factory=list)
+    formulas: list[Callable[[], Sinks]] = field(default_factory=list)
+    balanced: bool = True
+
+    def absorbed(self) -> Sinks:
+        """Return what the operation's own formulas say that it absorbed."""
+        sinks: Sinks = {}
+        for formula in self.formulas:
+            for name, amount in formula().items():
+                sinks[name] = sinks.get(name, 0.0) + amount
+        return sinks
+
+
+class Recorder(Observer):
+    """Keeps a record of every operation of one run."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.frames: list[tuple[Frame, str]] = []
+        self.inputs = Record("input", Pass(), ())
+        self.result = Record("output", Pass(), ())
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.fallbacks: Counter[str] = Counter()
+        self.hidden: Counter[str] = Counter()
+        self._waiting: list[Flow] = []
+
+    # --- what the engine tells ---
+
+    def entered(self, frame: Frame, name: str) -> None:
+        """Note a module call that begins."""
+        self.frames.append((frame, name))
+
+    def explained(self, run: Run, x: Tensor) -> None:
+        """Note an explained input."""
+        notes.write(x, run, maker=self.inputs)
+
+    def output(self, run: Run, before: Tensor, tensor: Tensor) -> None:
+        """Watch an output of the model."""
+        flow = Flow(tensor.detach().clone(), source=self._source(run, before))
+        flow.watch(tensor)
+        self.result.handed.append(flow)
+
+    def fell_back(self, what: str) -> None:
+        """Count an operation that keeps its plain gradient."""
+        self.fallbacks[what] += 1
+
+    def probe(self, run: Run, tensor: Tensor, *, as_relevance: bool = False) -> Tensor:
+        """Watch an operand of the operation that is about to run."""
+        probed: Tensor = ScaleNode.apply(run, 1.0, tensor)  # type: ignore[no-untyped-call]
+        note = notes.read(tensor, run)
+        if note is not None:
+            facts = {"nonnegative": note.nonnegative, "offset": note.offset, "link": note.link, "layer": note.layer}
+            notes.write(probed, run, ruled=note.ruled, maker=note.maker, **facts)
+        flow = Flow(tensor.detach().clone(), source=None if as_relevance else self._source(run, tensor))
+        flow.watch(probed, as_relevance=as_relevance)
+        self._waiting.append(flow)
+        return probed
+
+    def begin(self, run: Run, name: str, rule: Rule) -> Record:
+        """Open the record of an operation."""
+        record = Record(name, rule, tuple(run.frames))
+        self.records.append(record)
+        self.counts[name, repr(rule)] += 1
+        return record
+
+    def operation(self, run: Run, call: Call, rule: Rule, handler: Callable[[Run, Call, Rule], Any]) -> Any:
+        """Run an operation, and record it."""
+        name, kind = call.operation.name, call.operation.kind
+        if kind in ("composed", "recurrent"):
+            self.counts[name, repr(rule)] += 1
+            return handler(run, call, rule)
+        if kind in _MOVES:
+            self.counts[name, repr(rule)] += 1
+            maker = self._source(run, call.dependent[0])
+            out = handler(run, call, rule)
+            for tensor in self._results(call, out):
+                notes.write(tensor, run, maker=maker)
+            return out
+        record = self.begin(run, name, rule)
+        unruled = sum(self.fallbacks.values())
+        seen = Seen.of(call, rule)
+        probed, record.balanced = self._probed(run, call)
+        out = handler(run, probed, rule)
+        record.handed, self._waiting = self._waiting, []
+        results = list(self._results(call, out))
+        for tensor in results:
+            flow = Flow(tensor.detach().clone())
+            flow.watch(tensor)
+            record.arrived.append(flow)
+            notes.write(tensor, run, maker=record)
+        fallen = sum(self.fallbacks.values()) > unruled
+
+        def formula() -> Sinks:
+            seen.outputs = [flow.value for flow in record.arrived]
+            seen.gradients = [flow.gradient for flow in record.arrived]
+            return operation_sinks(seen, unruled=fallen)
+
+        record.formulas.append(formula)
+        return out
+
+    def layer(
+        self, layer: LayerCall, output: Tensor | None, link: Tensor | None, *, relu_follows: bool, linked: bool
+    ) -> None:
+        """Watch a layer's output under one form of its rule."""
+        record = layer.record
+        assert isinstance(record, Record)
+        # Its operand was probed before the layer was known.
+        record.handed += self._waiting
+        self._waiting = []
+        flow = Flow(torch.zeros(()) if output is None else output.detach().clone())
+        if output is not None:
+            flow.watch(output)
+            notes.write(output, layer.run, maker=record)
+        if link is not None:
+            flow.watch(link, as_relevance=True)
+        record.arrived.append(flow)
+        record.formulas.append(
+            lambda: (
+                {}
+                if flow.gradient is None and flow.relevance is None
+                else layer_sinks(layer, flow.gradient, flow.relevance, relu_follows=relu_follows, linked=linked)
+            )
+        )
+
+    def passed(self, run: Run, a: Tensor, output: Tensor, link: Tensor, *, linked: bool) -> None:
+        """Record relevance that goes past what the model computes."""
+        record = self.begin(run, "pass", Pass())
+        record.handed, self._waiting = self._waiting, []
+        flow = Flow(output.detach().clone())
+        flow.watch(output)
+        flow.watch(link, as_relevance=True)
+        record.arrived.append(flow)
+        notes.write(output, run, maker=record)
+        zero = (a == 0).detach()
+
+        def formula() -> Sinks:
+            total = torch.zeros_like(flow.value) if flow.gradient is None else flow.gradient * flow.value
+            total = total if flow.relevance is None else total + flow.relevance
+            return {} if linked else {"zeros": float(total[zero].double().sum())}
+
+        record.formulas.append(formula)
+
+    # --- helpers ---
+
+    def _source(self, run: Run, tensor: Tensor) -> Record | None:
+        note = notes.read(tensor, run)
+        if note is not None and note.maker is not None:
+            return note.maker  # type: ignore[return-value]
+        node = tensor.grad_fn
+        if isinstance(node, BackwardCFunction) and not type(node).__module__.startswith("lrphooks"):
+            self.hidden[type(node).__name__.removesuffix("Backward")] += 1
+        return None
+
+    def _probed(self, run: Run, call: Call) -> tuple[Call, bool]:
+        """Return the call with its operands probed, and whether all of them are."""
+        target = call.args[0] if call.writes_in_place and call.args else None
+        operands = {id(t): t for t in call.dependent if t is not target}
+        probed = call.replaced({key: self.probe(run, t) for key, t in operands.items()})
+        return probed, len(operands) == len({id(t) for t in call.dependent})
+
+    @staticmethod
+    def _results(call: Call, out: Any) -> Iterator[Tensor]:
+        results = (call.args[0],) if call.operation.in_place and call.args else tensors_in((out,))
+        for tensor in results:
+            if isinstance(tensor, Tensor) and tensor.requires_grad and not tensor.is_leaf:
+                yield tensor
