@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-import lrphooks
-from benchmarks.zoo.case import Case, Positional, Subject, default_dtype
+from benchmarks.zoo.case import Case, Subject, default_dtype, tensors_of
 from benchmarks.zoo.weights import perturb, remove_additive
+from lrphooks import audit
 from lrphooks.composite import Composite
 from lrphooks.composites import CPLRP, AttnLRP, EpsilonPlus
 from lrphooks.engine.errors import UnmatchedWarning
+
+#: What the audit may leave unexplained.
+UNEXPLAINED = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 #: Runs of each kind that the time is the median of.
 REPEATS = 3
@@ -83,6 +86,10 @@ def _measure_double(case: Case, row: Measurement) -> None:
         # Some models run in single precision alone; their forward value is compared there.
         row.notes.append(f"does not run in double precision: {error}")
     with Double():
+        try:
+            _check_gradient(case)
+        except NoGradientError:
+            return
         row.unexplained = _unexplained(case, row)
         remove_additive(case)
         row.conserved = _conserved(case, row)
@@ -107,8 +114,8 @@ def unmatched_in(row: Measurement) -> Iterator[None]:
         yield
     for warning in caught:
         message = str(warning.message)
-        if issubclass(warning.category, UnmatchedWarning) and message not in row.fallbacks:
-            row.fallbacks.append(message)
+        if issubclass(warning.category, UnmatchedWarning):
+            _once(row.fallbacks, message)
 
 
 def lenient(composite: Composite) -> Composite:
@@ -116,10 +123,14 @@ def lenient(composite: Composite) -> Composite:
     return replace(composite, unmatched="warn")
 
 
+#: Types of fewer digits than float64.
+SINGLE = (torch.float32, torch.float16, torch.bfloat16)
+
+
 class Double(TorchFunctionMode):
     """Keeps a model in double precision where it would turn to float32, so that what is lost is no rounding."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.float:
             func = Tensor.double
         args = tuple(torch.float64 if a is torch.float32 else a for a in args)
@@ -134,9 +145,13 @@ class Rounding(TorchFunctionMode):
         super().__init__()
         self.found = False
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.requires_grad and out.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        if (
+            isinstance(out, Tensor)
+            and out.requires_grad
+            and out.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        ):
             self.found = self.found or any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args)
         return out
 
@@ -217,33 +232,27 @@ def _offset(case: Case, value: float) -> float | None:
         return None
 
 
-def _unexplained(case: Case, row: Measurement) -> float | None:
-    """Return what the audit leaves unexplained, None while there is no audit."""
-    audit: Callable[..., Any] | None = getattr(lrphooks, "audit", None)
-    if audit is None:
-        return None
+def _unexplained(case: Case, row: Measurement) -> float:
+    """Return what the audit leaves unexplained."""
     outputs = case(case.inputs())
-    module = Positional(case, case.choose(outputs))
-    module.eval()
-    first, *others = case.inputs()
-    keywords = {}
-    if others:
-        # The audit explains one tensor: further inputs stay as they are.
-        module = _FirstOnly(module, others)
+    places = case.choose(outputs)
+
+    def target(output: Any) -> Tensor:
+        return case.pick(list(tensors_of(case.outputs(output))), places)
+
     with unmatched_in(row):
-        found = audit(module, first, kwargs=keywords, target=lambda output: output[:, 0], composite=lenient(AttnLRP()))
+        found = audit(case.model, case.arguments, target, lenient(AttnLRP()), kwargs=case.keywords)
+    for name, count in found.hidden.items():
+        _once(row.fallbacks, f"autograd function {name} ({count} times) is not seen")
+    if found.unexplained > UNEXPLAINED[outputs[0].dtype]:
+        for worst in found.imbalances[:3]:
+            _once(row.notes, f"{worst.operation} under {worst.rule} in {worst.module} misses {worst.missing:.1e}")
     return float(found.unexplained)
 
 
-class _FirstOnly(torch.nn.Module):
-    def __init__(self, module: Positional, others: list[Tensor]) -> None:
-        super().__init__()
-        self.module = module
-        self.others = [tensor.detach() for tensor in others]
-
-    def forward(self, first: Tensor) -> Tensor:
-        output: Tensor = self.module(first, *self.others)
-        return output
+def _once(texts: list[str], text: str) -> None:
+    if text not in texts:
+        texts.append(text)
 
 
 def _default_composite(case: Case, row: Measurement) -> None:

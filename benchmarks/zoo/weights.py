@@ -18,13 +18,14 @@ ADDITIVE = re.compile(
         bias | biases | bias_[ihkv\w]* | b_[io]h | beta | b[12] | shift | [qkv]_bias | in_proj_bias | running_mean
         | moving_mean
         | cls_?token\w* | class_token | class_embedding | dist_token | mask_token | reg_tokens? | register_tokens? | cls
-        | distillation_token | global_token | latent | query_tokens | prefix_tokens | bias_kv
+        | distillation_token | global_token | group_token | xpath_\w*embeddings | positions_embed | embed_global
+        | latent | query_tokens | prefix_tokens | bias_kv
         | (abs(olute)?_)?pos(ition(al)?)?_(embed(ding)?s?|encoding|embs?|ids_embed) | pos_?embed\d* | pos_?encoding
         | pos_embed(ding)?_?\w* | position_embeddings?\w* | embed_positions\w* | positional_embedding\w* | wpe
         | token_type_embeddings?\w* | word_type_embeddings | temporal_embedding\w* | time_embed | patch_pos_embed
         | token_projection | pixel_pos | patch_pos | \w*mean | pos_embd
         | affine_beta | offset | zero_point | pe | row_embed | col_embed | type_embed\w* | lang(uage)?_embeddings?
-    )(\.(weight|data|parametrizations\..*))?$""",
+    )(\.(weights?|data|parametrizations\..*))?$""",
     re.VERBOSE,
 )
 

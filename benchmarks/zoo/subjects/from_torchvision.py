@@ -16,6 +16,8 @@ from benchmarks.zoo.subjects import shim as _shim  # noqa: F401
 import torchvision
 from torchvision.models import VisionTransformer, detection, list_models, optical_flow, quantization
 from torchvision.models.regnet import BlockParams, RegNet
+from torchvision.models.video import MViT
+from torchvision.models.video.mvit import MSBlockConfig
 
 #: Image sizes of classification models that do not take 64 pixels.
 _SIZES = {"inception_v3": 96, "maxvit_t": 224, "alexnet": 64}
@@ -73,11 +75,22 @@ def _only_out(output: dict[str, Tensor]) -> Tensor:
 
 def _video(name: str) -> Case:
     if name.startswith("mvit"):
-        return Case(_get(name, spatial_size=(64, 64), temporal_size=8), (torch.randn(1, 3, 8, 64, 64),))
+        return Case(_multiscale(second=name.startswith("mvit_v2")), (torch.randn(1, 3, 8, 64, 64),))
     if name == "s3d":
         # Its last pool is made for this size.
         return Case(_get(name), (torch.randn(1, 3, 16, 224, 224),))
     return Case(_get(name), (torch.randn(2, 3, 8, 32, 32),))
+
+
+def _multiscale(*, second: bool) -> nn.Module:
+    """Return a short MViT of the first or second version; the whole one takes gigabytes in double precision."""
+    blocks = [
+        MSBlockConfig(1, 96, 192, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 4, 4]),
+        MSBlockConfig(2, 192, 192, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 2, 2]),
+        MSBlockConfig(2, 192, 192, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 2, 2]),
+    ]
+    flags = dict.fromkeys(("residual_pool", "rel_pos_embed", "proj_after_attn"), second)
+    return MViT((64, 64), 8, blocks, residual_with_cls_embed=not second, **flags)
 
 
 def _backbone(name: str) -> Case:

@@ -21,12 +21,14 @@ from benchmarks.zoo.subjects import shim as _shim  # noqa: F401  (before transfo
 
 # isort: split
 import transformers
-from transformers import AutoModel, PretrainedConfig
+from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 #: Types that build at a small size; written by ``transformers_types``.
 PATH = Path(__file__).with_name("transformers_types.json")
 ATTENTION = ("eager", "sdpa")
+#: Mixtures of experts run in one grouped product, or in a loop, which knows double precision too.
+LOOP = "looped experts"
 ROWS, STEPS = 2, 7
 
 #: Sizes by the names that configurations share.
@@ -67,6 +69,15 @@ SIZES: dict[str, Any] = {
     "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "hidden_size_per_layer_input": 8,
 }  # fmt: skip
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+#: Types that compare an image with words: their product, not their sum.
+TWO_TOWERS = frozenset(
+    {"align", "aimv2", "altclip", "blip", "chinese_clip", "clip", "clipseg", "clvp", "flava", "groupvit", "metaclip_2",
+     "owlv2", "owlvit", "siglip", "siglip2", "vision-text-dual-encoder", "xclip"}
+)  # fmt: skip
+TOKENS = r"(word_embeddings|embed_tokens|token_embedding|wte)\.weight$"
+
 #: What some types need beside, or instead.
 SPECIAL: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 16},
@@ -75,6 +86,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
     "deberta": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
     "dinat": {"depths": [1, 1], "num_heads": [2, 4], "embed_dim": 16},
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8},
+    "codegen": {"rotary_dim": 4},
+    "deepseek_v2": {"num_key_value_heads": 4},
+    "deepseek_v3": {"num_key_value_heads": 4},
+    "funnel": {"block_sizes": [1, 1], "d_head": 8, "n_head": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
+    "gptj": {"rotary_dim": 4},
     "electra": {"embedding_size": 16},
     "gemma3": {"image_size": 32},
     "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4},
@@ -101,21 +119,33 @@ def subjects() -> list[Subject]:
     transformers.logging.set_verbosity_error()
     types: dict[str, list[str]] = json.loads(PATH.read_text(encoding="utf-8"))
     return [
-        Subject("transformers", f"{name}, {attention}", partial(build, name, attention))
+        Subject("transformers", f"{name}, {kind}", partial(build, name, kind))
         for name, kinds in types.items()
-        for attention in kinds
+        for kind in kinds
     ]
 
 
-def build(name: str, attention: str) -> Case:
-    """Return a small random model of a type."""
+def build(name: str, kind: str) -> Case:
+    """Return a small random model of a type, with a kind of attention and of experts."""
+    attention, _, loop = kind.partition(", ")
+    keywords = {"experts_implementation": "eager"} if loop else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = small(CONFIG_MAPPING[name], SPECIAL.get(name, {}))
-        model = AutoModel.from_config(config, attn_implementation=attention)
+        model = AutoModel.from_config(config, attn_implementation=attention, **keywords)
     inputs = _inputs(model)
-    explained = tuple(key for key, value in inputs.items() if value.is_floating_point() and not key.endswith("mask"))
-    return Case(model, keywords=inputs, explained=explained, outputs=_tensor)
+    explained = tuple(key for key, value in inputs.items() if value.is_floating_point())
+    # Where images and words go into one stream, the words' embeddings are added to it.
+    tokens = "" if "input_ids" not in inputs or name in TWO_TOWERS else TOKENS
+    return Case(model, keywords=inputs, explained=explained, outputs=_tensor, additive=tokens)
+
+
+def kinds(name: str) -> list[str]:
+    """Return the kinds of attention and experts to try for a type."""
+    if type(default := CONFIG_MAPPING[name]()) not in MODEL_MAPPING:
+        return []
+    experts = any(getattr(default, key, None) for key in EXPERTS)
+    return [*ATTENTION, *(f"{attention}, {LOOP}" for attention in ATTENTION if experts)]
 
 
 def small(kind: type[PretrainedConfig], special: dict[str, Any]) -> PretrainedConfig:

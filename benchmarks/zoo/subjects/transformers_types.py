@@ -8,36 +8,50 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
+
+from benchmarks.zoo.measure import describe
 from benchmarks.zoo.pool import Pool
+from benchmarks.zoo.subjects.from_transformers import CONFIG_MAPPING, PATH, build, kinds
+
+#: Types that stay larger than this are left out.
+LARGEST = 30_000_000
 
 
 def main() -> None:
     """Try every type in a process of its own."""
-    from benchmarks.zoo.subjects.from_transformers import ATTENTION, CONFIG_MAPPING, PATH  # noqa: PLC0415 - slow
-
     pool = Pool(60, 6)
     found: dict[str, list[str]] = {}
     for name in sorted(CONFIG_MAPPING):
-        for attention in ATTENTION:
-            result = pool.call(tried, name, attention)
-            print(name, attention, result, flush=True)
+        for kind in pool.call(listed, name).get("kinds", ()):
+            result = pool.call(tried, name, kind)
+            print(name, kind, result, flush=True)
             if not result.get("error"):
-                found.setdefault(name, []).append(attention)
+                found.setdefault(name, []).append(kind)
     PATH.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def tried(name: str, attention: str) -> dict[str, Any]:
-    """Build and run one type."""
-    from benchmarks.zoo.measure import describe  # noqa: PLC0415 - in the other process
-    from benchmarks.zoo.subjects.from_transformers import build  # noqa: PLC0415
-
+def listed(name: str) -> dict[str, Any]:
+    """Return what there is to try of a type."""
     try:
-        case = build(name, attention)
+        return {"kinds": kinds(name)}
+    except Exception as error:  # noqa: BLE001 - some types cannot be made without further packages
+        return {"error": describe(error)}
+
+
+def tried(name: str, kind: str) -> dict[str, Any]:
+    """Build and run one type."""
+    try:
+        case = build(name, kind)
         case.model.eval()
         count = sum(p.numel() for p in case.model.parameters())
-        outputs = case(case.inputs())
-        if count > 30_000_000:
+        if count > LARGEST:
             return {"error": f"{count / 1e6:.0f} million parameters"}
+        inputs = case.inputs()
+        outputs = case(inputs)
+        if not outputs[0].requires_grad:
+            return {"error": "the output does not depend on the input"}
+        torch.autograd.grad(outputs[0].sum(), inputs, allow_unused=True)
         return {"parameters": count, "shapes": [list(t.shape) for t in outputs]}
     except Exception as error:  # noqa: BLE001 - a type refuses small sizes in whatever way it likes
         return {"error": describe(error)}
