@@ -1,7 +1,5 @@
 """A quick part of the zoo: tiny models of every source, measured as `python -m benchmarks.zoo` does."""
 
-import importlib.util
-
 import pytest
 import torch
 
@@ -15,7 +13,7 @@ from benchmarks.zoo.subjects import subjects
 #: Other libraries warn of what they please.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-#: Sources whose library the extra "test" does not install are measured where "benchmark" is.
+#: Models by source, each a second or less.
 QUICK = {
     "timm": ["test_resnet", "test_vit", "test_efficientnet"],
     "torchvision": ["squeezenet1_1"],
@@ -31,8 +29,6 @@ QUICK = {
 @pytest.mark.parametrize(("source", "name"), [(source, name) for source in QUICK for name in QUICK[source]])
 def test_nothing_is_lost(source, name, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
-    if source in ("transformers", "keras") and importlib.util.find_spec(source) is None:
-        pytest.skip(f"{source} comes with the extra 'benchmark'")
     subject = next(s for s in subjects(source) if s.name == name)
     try:
         row = measure(subject)

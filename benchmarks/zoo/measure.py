@@ -228,7 +228,7 @@ def _offset(case: Case, value: float) -> float | None:
         with torch.no_grad():
             outputs = case([torch.zeros_like(x) for x in case.inputs()])
         return max(float(t.abs().max()) for t in outputs) / max(abs(value), 1e-300)
-    except Exception:  # noqa: BLE001 - any model may dislike zeros in its own way
+    except Exception:  # any error belongs in the row
         return None
 
 
@@ -262,7 +262,7 @@ def _default_composite(case: Case, row: Measurement) -> None:
             _, found = relevance(case, lenient(EpsilonPlus()))
         if not all(bool(r.isfinite().all()) for r in found if r is not None):
             row.default = "not finite"
-    except Exception as error:  # noqa: BLE001 - whatever a model raises belongs in its row
+    except Exception as error:  # any error belongs in the row
         row.default = describe(error)
 
 

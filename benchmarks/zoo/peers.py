@@ -49,7 +49,7 @@ class Peer:
                 row["conserved"] = abs(float(value) - total) / larger if larger else 0.0
             with default_dtype(torch.float32):
                 row["ratio"] = _ratio(subject, self.explain)
-        except Exception as error:  # noqa: BLE001 - whatever a library raises belongs in its cell
+        except Exception as error:  # any error belongs in the row
             row["error"] = describe(error)
         return row
 
@@ -66,10 +66,10 @@ def _ratio(subject: Subject, explain: Explain) -> float:
 
 
 def _zennit(case: Case) -> tuple[Tensor, list[Tensor]]:
-    from zennit.canonizers import SequentialMergeBatchNorm  # noqa: PLC0415 - optional
-    from zennit.composites import LayerMapComposite  # noqa: PLC0415
-    from zennit.rules import Epsilon, Norm, Pass  # noqa: PLC0415
-    from zennit.types import Activation, AvgPool, BatchNorm, Linear  # noqa: PLC0415
+    from zennit.canonizers import SequentialMergeBatchNorm
+    from zennit.composites import LayerMapComposite
+    from zennit.rules import Epsilon, Norm, Pass
+    from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
     layers = [(Activation, Pass()), (AvgPool, Norm()), (BatchNorm, Pass()), (Linear, Epsilon(1e-6))]
     inputs = case.inputs()
@@ -84,7 +84,7 @@ def _zennit(case: Case) -> tuple[Tensor, list[Tensor]]:
 
 
 def _captum(case: Case) -> tuple[Tensor, list[Tensor]]:
-    from captum.attr import LRP  # noqa: PLC0415 - optional
+    from captum.attr import LRP
 
     outputs = case(case.inputs())
     model = Positional(case, case.choose(outputs))
@@ -96,7 +96,7 @@ def _captum(case: Case) -> tuple[Tensor, list[Tensor]]:
 
 
 def _lxt(case: Case) -> tuple[Tensor, list[Tensor]]:
-    from lxt.efficient import monkey_patch  # noqa: PLC0415 - optional
+    from lxt.efficient import monkey_patch
 
     monkey_patch(sys.modules[type(case.model).__module__])
     inputs = case.inputs()
@@ -107,7 +107,7 @@ def _lxt(case: Case) -> tuple[Tensor, list[Tensor]]:
 
 
 def _autolrp(case: Case) -> tuple[Tensor, list[Tensor]]:
-    import autolrp  # noqa: PLC0415 - optional
+    import autolrp
 
     inputs = [autolrp.tensor(x) for x in case.inputs()]
     outputs = case(inputs)

@@ -15,9 +15,6 @@ BARS = {"conserved": 1e-6, "unexplained": 1e-9, "unexplained32": 1e-3}
 OFFSET = 1e-9
 PEERS = ("zennit", "captum", "lxt", "autolrp")
 _VERSIONS = ("torch", "timm", "torchvision", "transformers", "keras", "torch-geometric", *PEERS)
-    "torch",
-    *["timm", "torchvision", "transformers", "keras", "torch-geometric", "zennit", "captum", "lxt", "autolrp"],
-)
 
 _LEGEND = f"""\
 Each model is built with random weights; biases, gains and running statistics are perturbed. The explained value f(x)

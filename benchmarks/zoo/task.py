@@ -17,5 +17,5 @@ def measured(source: str, key: str, kind: str) -> dict[str, Any]:
         if kind == "lrphooks":
             return measure(subject).as_dict()
         return PEERS[kind].measure(subject)
-    except Exception as error:  # noqa: BLE001 - whatever a model raises belongs in its row
+    except Exception as error:  # any error belongs in the row
         return {"error": describe(error), "traceback": traceback.format_exc()[-3000:]}

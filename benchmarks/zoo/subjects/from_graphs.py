@@ -122,7 +122,7 @@ _GEOMETRIC: dict[str, dict[str, Any]] = {
 
 def _geometric() -> list[Subject]:
     try:
-        import torch_geometric.nn as geometric  # noqa: PLC0415 - optional
+        import torch_geometric.nn as geometric
     except ImportError:
         return []
     found = [
