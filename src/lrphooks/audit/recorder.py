@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 
 from lrphooks.audit.sinks import Seen, Sinks, dot, layer_sinks, operation_sinks
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.nodes import ScaleNode
 from lrphooks.engine.observer import Observer
+from lrphooks.engine.provenance import made_by_function
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Pass
 
@@ -233,9 +233,9 @@ class Recorder(Observer):
         note = notes.read(tensor, run)
         if note is not None and note.maker is not None:
             return note.maker  # type: ignore[return-value]
-        node = tensor.grad_fn
-        if isinstance(node, BackwardCFunction) and not type(node).__module__.startswith("lrphooks"):
-            self.hidden[type(node).__name__.removesuffix("Backward")] += 1
+        function = made_by_function(tensor)
+        if function is not None:
+            self.hidden[function.__name__] += 1
         return None
 
     def _probed(self, run: Run, call: Call) -> Call:

@@ -182,6 +182,9 @@ def _shift(seen: Seen) -> Sinks:
 def _product(seen: Seen) -> Sinks:
     """A product is linear in each factor, so shares that add up to 1 hand on all; a weight that samples is constant."""
     name = seen.call.operation.name
+    bias = seen.call.argument(3, "bias") if name == "bilinear" else None
+    if isinstance(bias, Tensor) and not any(bias is t for t in seen.carriers):
+        return {"bias": dot(bias.expand_as(seen.outputs[0]), seen.gradients[0])}
     if name not in ("grid_sample", "lerp"):
         return {}
     weight = seen.call.argument(2, "weight") if name == "lerp" else seen.call.argument(1, "grid")

@@ -19,6 +19,8 @@ from lrphooks.rules.linear import LinearRule
 from lrphooks.rules.operation import Gradient, Identity, Pass
 
 if TYPE_CHECKING:
+    from torch.autograd.function import Function
+
     from lrphooks.composite import Composite
     from lrphooks.engine.run import Frame
 
@@ -115,6 +117,12 @@ class Plan:
                 first = index if isinstance(matcher, matching.First) else None
                 if first is None or first not in seen:
                     yield rule, first
+
+    def function_rule(self, function: type[Function]) -> Rule | None:
+        """Return the rule that the composite gives an autograd function of the model's own, or None."""
+        return next(
+            (rule for matcher, rule in self.composite.entries if matching.matches_function(matcher, function)), None
+        )
 
     def operation_rule(self, operation: Operation, frames: Sequence[Frame]) -> Rule | None:
         """Return the rule that the composite gives an operation inside the running modules, or None."""

@@ -24,13 +24,15 @@ from lrphooks.engine.handlers.common import Handler, stop
 from lrphooks.engine.interception import Interception
 from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, PassNode, ScaleNode
-from lrphooks.engine.provenance import Provenance
+from lrphooks.engine.provenance import Provenance, made_by_function
 from lrphooks.operations import Operation, expression
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Normalize, Pass
 
 if TYPE_CHECKING:
+    from torch.autograd.function import Function
+
     from lrphooks.engine.observer import Observer
     from lrphooks.engine.plan import Plan
     from lrphooks.engine.session import Session
@@ -100,6 +102,9 @@ class Run:
 
     def leave_output(self, output: Tensor) -> Tensor:
         """Return an output of the model as the user is to see it."""
+        function = made_by_function(output) if notes.read(output, self) is None else None
+        if function is not None and self._provenance.leads(output):
+            self._hidden(output, function)
         note = notes.read(output, self)
         stopped = note is not None and note.constant == "stopped"
         settled = self.settled(output)
@@ -282,6 +287,8 @@ class Run:
                 continue
             note = None if tensor.is_leaf else notes.read(tensor, self)
             kind = "parameter" if tensor.is_leaf else self._constant_kind(tensor, note)
+            if note is None and not kind and (function := made_by_function(tensor)) is not None:
+                kind = self._hidden(tensor, function)
             if kind:
                 constants.append(tensor)
                 stopped = stopped or kind == "stopped"
@@ -298,6 +305,21 @@ class Run:
                 if tensor.requires_grad and not tensor.is_leaf:
                     notes.write(tensor, self, constant="stopped" if stopped else "parameter")
         return out
+
+    def _hidden(self, tensor: Tensor, function: type[Function]) -> notes.Constant:
+        """Tell of a result of an autograd function of the model's own, which keeps the gradient that it computes."""
+        rule = self.plan.function_rule(function)
+        if isinstance(rule, Constant):
+            stop(self, (tensor,))
+            return "stopped"
+        if rule is None:
+            self.report(
+                f"autograd function {function.__qualname__}",
+                "what it computes cannot be seen, and it keeps the gradient that it defines",
+                [tuple(tensor.shape)],
+            )
+        notes.write(tensor, self)
+        return ""
 
     def _settle(self, call: Call, waiting: list[tuple[Tensor, LayerCall]]) -> Call:
         """Set the rules of the layers that made the operands, now that their consumer is known."""

@@ -84,7 +84,7 @@ def _joined(run: Run, value: Tensor, twin: Tensor) -> Tensor:
     out: Tensor = TwinNode.apply((unaliased(value),), twin)
     note = notes.read(twin, run)
     if note is not None:
-        notes.write(out, run, nonnegative=note.nonnegative)
+        notes.write(out, run, nonnegative=note.nonnegative, maker=note.maker)
     if not run.carries(twin):
         stop(run, out)
     return out

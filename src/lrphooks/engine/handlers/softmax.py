@@ -45,12 +45,13 @@ def recognize(run: Run, operation: Operation, args: tuple[Any, ...], kwargs: dic
         notes.write(out, run, softmax=part)
         return out
     logits, base, dim = part
-    scaled = logits if base == math.e else logits * math.log(base)
-    twin = torch.softmax(scaled, dim)
-    if twin.shape != out.shape:
+    if logits.shape != out.shape:
         return out
+    with run.mode():
+        twin = torch.softmax(logits if base == math.e else logits * math.log(base), dim)
+    note = notes.read(twin, run)
     whole: Tensor = TwinNode.apply((unaliased(out.detach()),), twin)
-    notes.write(whole, run, nonnegative=True)
+    notes.write(whole, run, maker=None if note is None else note.maker)
     return whole
 
 
