@@ -152,7 +152,7 @@ def _forwards(step: Step, inputs: Sequence[Tensor], state: State) -> tuple[list[
 
 
 def _backwards(step: Step, inputs: Sequence[Tensor], initial: State) -> tuple[list[Tensor], State]:
-    """Run against the sequence; rows join where theirs ends, by a step of their own: their state is still a constant."""
+    """Run against the sequence; rows join where theirs ends, by a step of their own while their state is constant."""
     outputs = []
     rows = len(inputs[-1])
     state = tuple(s[:rows] for s in initial)
