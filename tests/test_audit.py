@@ -109,7 +109,7 @@ def test_relevance_that_falls_on_zeros_is_counted():
     torch.manual_seed(0)
     model, x = Model().double(), torch.tensor([[1.0, -2.0, 3.0, -4.0]], dtype=torch.float64)
     w = model.head.weight[0].detach().square()
-    report = audit(model, x, 0, Composite([(AnyLinear, WSquare(0.0))]))
+    report = audit(model, x, 0, Composite([(Hidden, Gradient()), (AnyLinear, WSquare(0.0))]))
     lost = report.output * float(w[[1, 3]].sum() / w.sum())
     assert report.sinks["zeros"] == pytest.approx(lost, rel=1e-12)
     assert report.hidden == {"Hidden": 1}

@@ -16,6 +16,7 @@ from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
 from lrphooks.engine.nodes import BatchNormNode, ParameterizedMapNode, ScaleNode, unaliased
+from lrphooks.engine.passing import through
 from lrphooks.layers.linear_map import Dense, LinearMap, bind_convolution
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
@@ -86,7 +87,7 @@ def execute(
         stop(run, z)
         return z
     if isinstance(rule, Pass):
-        return run.passed(a, z)
+        return through(run, a, z)
     if isinstance(rule, InputRule):
         try:
             rule.check(a, linear_map)
@@ -156,7 +157,7 @@ def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | None) -> Any
 def _evaluated(run: Run, call: Call, rule: Rule) -> Tensor:
     """Run an evaluated BatchNorm by itself: a factor and a shift for each channel."""
     if isinstance(rule, Identity | Pass):
-        return run.passed(call.dependent[0], call.invoke())
+        return through(run, call.dependent[0], call.invoke())
     if isinstance(rule, Constant):
         return plain(run, call, rule)  # type: ignore[no-any-return]
     tensors = (call.argument(0, "input"), *(call.argument(i, name) for i, name in enumerate(_STATISTICS, 1)))

@@ -4,27 +4,26 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lrphooks.engine import containers, linear, notes
+from lrphooks.engine import containers, linear, notes, passing
 from lrphooks.engine.cache import WeightCache
-from lrphooks.engine.call import Call, replace_tensors, tensors_in
+from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint
-from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
+from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler, stop
 from lrphooks.engine.interception import Interception
 from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
-from lrphooks.engine.nodes import InputNode, OutputNode, Passes, PassNode, ScaleNode
+from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
+from lrphooks.engine.passing import Source
 from lrphooks.engine.provenance import Provenance, made_by_function
+from lrphooks.engine.reporting import report
 from lrphooks.operations import Operation, expression
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
@@ -44,7 +43,7 @@ class Frame:
 
     module: nn.Module
     served: bool = False
-    passing: tuple[Tensor, Tensor] | None = None
+    passing: Source | None = None
 
 
 class Run:
@@ -122,7 +121,7 @@ class Run:
             if self.observer is not None and self.watched:
                 self.observer.entered(self.frames[-1], self.plan.path_of(module))
             if id(module) in self.plan.passing:
-                args, kwargs = self._enter_passing(module, args, kwargs)
+                args, kwargs, self.frames[-1].passing = passing.enter(self, module, args, kwargs)
         return args, kwargs
 
     def leave(self, module: nn.Module, output: Any) -> Any:
@@ -133,51 +132,8 @@ class Run:
         if output is None or frame.passing is None:
             return output
         with torch._C.DisableTorchFunction():
-            return self._leave_passing(frame, output)
-
-    def _enter_passing(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Remember the input of a module whose rule is to pass relevance on."""
-        carriers = [t for t in containers.tensors((args, kwargs)) if self.carries(t)]
-        if len(carriers) != 1:
-            raise LRPError(
-                f"Pass() on {self.plan.name_of(module)} needs one input to pass relevance to, but {len(carriers)} of "
-                "its inputs depend on the explained input. Give its operations rules instead."
-            )
-        # Its relevance comes past whatever consumes it, so the layer that made it gets its rule now.
-        carrier = self.settled(carriers[0])
-        # What runs inside may overwrite it, so its place in the graph and its values are kept apart.
-        note = notes.read(carrier, self)
-        held: Tensor = ScaleNode.apply(self, 1.0, carrier)
-        if note is not None:
-            notes.write(held, self, link=note.link, maker=note.maker)
-        self.frames[-1].passing = (held, carrier.detach().clone())
-        return replace_tensors((args, kwargs), {id(carriers[0]): carrier})  # type: ignore[no-any-return]
-
-    def _leave_passing(self, frame: Frame, output: Any) -> Tensor:
-        """Return the module's output, with its relevance going straight to the module's input."""
-        assert frame.passing is not None
-        output = self.settled(output) if isinstance(output, Tensor) else output
-        a, values = frame.passing
-        return self.passed(a, output, values, frame.module)
-
-    def passed(self, a: Tensor, output: Any, values: Tensor | None = None, module: nn.Module | None = None) -> Tensor:
-        """Return a value whose relevance goes to ``a``, of the same shape, as it is."""
-        if not isinstance(output, Tensor) or output.shape != a.shape:
-            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise LRPError(
-                f"Pass() on {self.plan.name_of(module or self.frames[-1].module)} needs an output of the input's shape "
-                f"{tuple(a.shape)}, got {found}. Give its operations rules instead."
-            )
-        source = notes.read(a, self)
-        link_in = None if source is None or source.link is None else source.link()
-        if self.observer is not None and self.watched:
-            a = self.observer.probe(self, a)
-            link_in = None if link_in is None else self.observer.probe(self, link_in, as_relevance=True)
-        out, link = PassNode.apply(self, a, a.detach() if values is None else values, output, link_in)
-        notes.write(out, self, link=lambda: link)
-        if self.observer is not None and self.watched:
-            self.observer.passed(self, a if values is None else values, out, link, linked=link_in is not None)
-        return out  # type: ignore[no-any-return]
+            output = self.settled(output) if isinstance(output, Tensor) else output
+            return passing.passed(self, frame.passing, output, self.plan.name_of(module))
 
     def settled(self, tensor: Tensor) -> Tensor:
         """Return the tensor with the rule of the layer that made it set for consumers of any kind."""
@@ -313,11 +269,8 @@ class Run:
             stop(self, (tensor,))
             return "stopped"
         if rule is None:
-            self.report(
-                f"autograd function {function.__qualname__}",
-                "what it computes cannot be seen, and it keeps the gradient that it defines",
-                [tuple(tensor.shape)],
-            )
+            reason = "what it computes cannot be seen, and it keeps the gradient that it defines"
+            report(self, f"autograd function {function.__name__}", reason, function.__name__, [tuple(tensor.shape)])
         notes.write(tensor, self)
         return ""
 
@@ -363,26 +316,12 @@ class Run:
 
     def unmatched(self, call: Call, reason: str) -> None:
         """Report an operation without a rule as the composite asks for: an error, a warning, or nothing."""
-        self.report(f"operation {call.operation.name}", reason, [tuple(t.shape) for t in call.dependent])
+        name = call.operation.name
+        report(self, f"operation {name}", reason, expression(name), [tuple(t.shape) for t in call.dependent])
 
-    def report(self, what: str, reason: str, shapes: Iterable[Any] = ()) -> None:
-        """Report something that no rule serves, with the module and the line of the model that ran it."""
-        policy = self.plan.composite.unmatched
-        if self.observer is not None and policy != "error":
-            self.observer.fell_back(what.removeprefix("operation "))
-        if policy == "gradient":
-            return
-        where = self.plan.name_of(self.frames[-1].module) if self.frames else "the model"
-        site = _call_site()
-        listed = ", ".join(map(str, shapes))
-        message = (
-            f"{what} in {where}{f' ({site})' if site else ''}{f' on shape {listed}' if listed else ''}: {reason}. "
-            f"Add an entry for it to the composite, such as ({expression(what.rsplit(' ', 1)[-1])}, "
-            'lrphooks.rules.Gradient()), or choose unmatched="warn" or "gradient" to keep its plain gradient.'
-        )
-        if policy == "error":
-            raise UnmatchedError(message)
-        warnings.warn(message, UnmatchedWarning, stacklevel=2)
+    def name_of_running(self) -> str:
+        """Return the module that is running as messages name it."""
+        return self.plan.name_of(self.frames[-1].module) if self.frames else "the model"
 
     # --- rules ---
 
@@ -419,12 +358,3 @@ class Run:
                 self._claimed[first] = owner
                 return rule
         return None
-
-
-def _call_site() -> str:
-    """Return file and line of the innermost frame outside torch and this package."""
-    for frame in reversed(traceback.extract_stack(sys._getframe(1))):
-        parts = frame.filename.replace("\\", "/")
-        if "/lrphooks/" not in parts and "/torch/" not in parts:
-            return f"{frame.filename}:{frame.lineno}"
-    return ""

@@ -56,7 +56,8 @@ _OF_WEIGHTS = ("matmul", "mm", "addmm")
 
 def serves(rule: Rule, operation: Operation) -> bool:
     """Whether an operation can have a rule."""
-    if isinstance(rule, Gradient | Constant):
+    if isinstance(rule, Gradient | Constant) or operation.kind == "recurrent":
+        # A recurrent layer says itself what its cells want.
         return True
     if operation.kind == "select":
         return isinstance(rule, _ELEMENTWISE) and operation.name in ELEMENTWISE_SELECT
