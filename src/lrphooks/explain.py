@@ -199,7 +199,8 @@ def _matrix(output: Any, rows_given: int | None) -> Tensor:
             f"lrp: the model's output has shape {tuple(output.shape)}, not (rows, classes), so the target must be a "
             "function that picks from it, such as target=lambda output: output[:, 3].sum((1, 2))."
         )
-    return output
+    matrix: Tensor = output
+    return matrix
 
 
 def _finite(output: Tensor) -> Tensor:

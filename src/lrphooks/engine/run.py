@@ -24,6 +24,7 @@ from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
 from lrphooks.engine.provenance import Provenance, made_by_function
 from lrphooks.engine.reporting import report
+from lrphooks.engine.weighted import weighted_product
 from lrphooks.operations import Operation, expression
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
@@ -211,10 +212,10 @@ class Run:
         if operation.kind == "linear":
             return linear.linear(self, call, self._rule(call))
         if operation.kind in ("product", "added product") and len(call.dependent) == 1:
-            dense = linear.weight_of_product(self, call)
-            rule = None if dense is None else self._layer_rule(call, dense[1][1])
-            if dense is not None and rule is not None:
-                return linear.execute(self, call, rule, *dense, function=linear.product_of_weight(call))
+            product = weighted_product(self, call)
+            rule = None if product is None else self._layer_rule(call, product.tensors[1])
+            if product is not None and rule is not None:
+                return linear.execute(self, call, rule, product.map, product.tensors, product.function)
         if constants:
             call = call.replaced({id(t): self.shield(t) for t in constants})
         out = self.observed(call, self._rule(call), HANDLERS[operation.kind])

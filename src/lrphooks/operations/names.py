@@ -64,7 +64,7 @@ LINEAR_COMBINATION = """
 #: Multiplies activations: each receives an equal part.
 PRODUCT = """
     mul mm bmm mv matmul dot vdot inner outer einsum tensordot kron chain_matmul multi_dot cross
-    prod bilinear _sparse_mm grid_sample lerp vecdot
+    prod bilinear _sparse_mm _grouped_mm grid_sample lerp vecdot
 """
 
 #: Adds to its first argument the product of the next two.
