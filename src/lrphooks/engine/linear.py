@@ -92,7 +92,8 @@ def execute(
         if isinstance(linear_map, General):
             raise LRPError(
                 f"{rule!r} cannot serve operation {call.operation.name} in {run.name_of_running()}: it spreads "
-                "relevance by one weight for all rows, and here rows have weights of their own. Give it a rule such as Epsilon()."
+                "relevance by one weight for all rows, and here rows have weights of their own. Give it a rule such as "
+                "Epsilon()."
             )
         try:
             rule.check(a, linear_map)
