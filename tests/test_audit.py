@@ -134,7 +134,7 @@ def test_relevance_that_falls_on_zeros_is_counted():
     lost = report.output * float(w[[1, 3]].sum() / w.sum())
     assert report.sinks["zeros"] == pytest.approx(lost, rel=1e-12)
     assert report.hidden == {"Hidden": 1}
-    assert "autograd functions Hidden (1)" in str(report)
+    assert "is not known: Hidden (1)." in str(report)
 
 
 @pytest.mark.parametrize("rule", [Flat(), WSquare(), ZBox(-4, 4), ZPlus(), Epsilon(0)], ids=repr)

@@ -61,6 +61,9 @@ def _report(recorder: Recorder, output: float, relevance: float) -> Report:
     operations = [OperationRow(name, rule, count) for (name, rule), count in sorted(recorder.counts.items())]
     operations += [OperationRow(name, "none", count, fell_back=True) for name, count in recorder.fallbacks.items()]
     report = Report(output, relevance, sinks, _layers(recorder, absorbed), tuple(operations), dict(recorder.hidden), ())
+    if report.unexplained > _TOLERANCE:
+        # Where nothing is missing, these are tensors whose history merely changed.
+        report.hidden.update(recorder.unseen)
     imbalances = _imbalances(recorder, absorbed, _TOLERANCE * max(report.scale, 1e-300))
     return Report(output, relevance, sinks, report.layers, report.operations, report.hidden, imbalances)
 

@@ -101,6 +101,7 @@ class Recorder(Observer):
         self.counts: Counter[tuple[str, str]] = Counter()
         self.fallbacks: Counter[str] = Counter()
         self.hidden: Counter[str] = Counter()
+        self.unseen: Counter[str] = Counter()
         self._waiting: list[Flow] = []
 
     # --- what the engine tells ---
@@ -241,6 +242,9 @@ class Recorder(Observer):
         function = made_by_function(tensor)
         if function is not None:
             self.hidden[function.__name__] += 1
+        elif tensor.grad_fn is not None and not tensor._is_view():
+            # What overwrote a tensor through another of its views is no news, and neither is a module's hook.
+            self.unseen[tensor.grad_fn.name().removesuffix("0").removesuffix("Backward")] += 1
         return None
 
     def _probed(self, run: Run, call: Call) -> Call:

@@ -45,7 +45,8 @@ class Report:
     output: the explained value f(x), summed over rows. relevance: the sum over all inputs. sinks: what was absorbed, by
     what absorbed it, each from its own formula. layers: one row a module call, in the order of execution. operations:
     every kind of operation seen, and those that had no rule. hidden: autograd functions inside the model that cannot be
-    seen, so that what they absorb is not known. imbalances: the operations that lose or make relevance without a
+    seen, so that what they absorb is not known; where relevance is missing, also torch's own operations that ran out of
+    sight, in TorchScript or in another thread. imbalances: the operations that lose or make relevance without a
     formula that says so, the worst first.
     """
 
@@ -87,7 +88,7 @@ class Report:
         lines += ["", *_table(("operation", "rule", "calls", ""), self._operation_lines())]
         if self.hidden:
             listed = ", ".join(f"{name} ({count})" for name, count in self.hidden.items())
-            lines += ["", f"Not seen, so what they absorb is not known: autograd functions {listed}."]
+            lines += ["", f"Not seen, so what they absorb is not known: {listed}."]
         if self.imbalances:
             lines += ["", "Relevance that no formula accounts for, the worst first:"]
             lines += [

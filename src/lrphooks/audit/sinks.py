@@ -63,7 +63,7 @@ def layer_sinks(
         return sinks
     sinks = {"bias": 0.0, "stabilizer": 0.0}
     for term in layer.rule.terms(executed):
-        share = total * term.share / term.denominator()
+        share = total * term.share / term.stabilized()
         bias = term.bias if isinstance(term.bias, Tensor) else torch.full_like(share, term.bias)
         sinks["bias"] += dot(bias.expand_as(share), share)
         sinks["stabilizer"] += float((total * term.share - share * term.total).double().sum())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
 from lrphooks.engine.errors import LRPError
@@ -26,6 +27,11 @@ def check_model(model: nn.Module) -> None:
             raise LRPError(
                 f"{where} was compiled with torch.compile, so its hooks may be ignored. Explain the original "
                 "(model._orig_mod)."
+            )
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            raise LRPError(
+                f"{where} is an nn.DataParallel over {len(module.device_ids)} devices, whose parts run in threads of "
+                "their own, out of sight. Explain the module inside of it (model.module)."
             )
         for parameter in module.parameters(recurse=False):
             if isinstance(parameter, nn.parameter.UninitializedParameter):
@@ -61,3 +67,20 @@ def refuse_reentrant_checkpoint() -> None:
                 "silently be wrong. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
             )
         frame = frame.f_back  # type: ignore[assignment]
+
+
+def refuse_transformed(tensors: Iterable[Tensor], carries: Callable[[Tensor], bool] | None = None) -> None:
+    """Raise an error if a transform of torch.func holds a tensor, whose autograd graph is out of sight.
+
+    With ``carries``, only tensors that carry relevance count.
+    """
+    for tensor in tensors:
+        inner = tensor
+        while torch._C._functorch.is_functorch_wrapped_tensor(inner):
+            inner = torch._C._functorch.get_unwrapped(inner)
+        if inner is not tensor and (carries is None or carries(inner)):
+            raise LRPError(
+                "The model runs inside a transform of torch.func (vmap, grad, jvp, jacrev), or runs one, whose "
+                "operations have no autograd graph of their own to carry relevance. Run it on a batch instead; for "
+                "many targets of one forward pass, use torch.autograd.grad(..., is_grads_batched=True)."
+            )

@@ -11,7 +11,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
 
-from lrphooks.engine.checks import refuse_reentrant_checkpoint
+from lrphooks.engine.call import tensors_in
+from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
 from lrphooks.operations import lookup
 
 if TYPE_CHECKING:
@@ -76,4 +77,6 @@ class Interception(DeviceContext):
         if not torch.is_grad_enabled():
             refuse_reentrant_checkpoint()
             return func(*args, **(kwargs or {}))
+        if torch._C._are_functorch_transforms_active():
+            refuse_transformed(tensors_in((args, kwargs or {})), self.run.carries)
         return self.run.execute(operation, func, args, kwargs or {})

@@ -74,6 +74,11 @@ def execute(
         probed = run.observer.probe(run, a)
         call, a, tensors = call.replaced({id(a): probed}), probed, (probed, weight, bias)
     pending = isinstance(rule, InputRule) or (isinstance(rule, LinearRule) and not rule.is_gradient)
+    if pending and (a.is_complex() or weight.is_complex()):
+        raise LRPError(
+            f"{rule!r} cannot serve operation {call.operation.name} in {run.name_of_running()}: it is of complex "
+            "numbers, which are neither positive nor negative. Give the layer Epsilon(0)."
+        )
     note = notes.read(a, run)
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         function = function or _rebound(call, tensors)

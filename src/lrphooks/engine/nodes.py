@@ -109,13 +109,16 @@ class InputNode(Function):
             if not ctx.run.passes.differentiable:
                 raise LRPError(
                     "This backward pass reaches the explained input without having passed the model's output, so it "
-                    "is no relevance: it began at a hidden activation. Begin at what the model returned, explain the "
-                    "part of the model that ends there, or leave the context for a plain gradient."
+                    "is no relevance: it began at a hidden activation, at an activation of an earlier forward pass, or at "
+                    "an output in a container that lrphooks does not know. Begin at what the model returned, in tensors, "
+                    "tuples, lists, dicts or dataclasses, explain the part of the model that ends there, or leave the "
+                    "context for a plain gradient."
                 )
             return None, gradient
         (x,) = ctx.saved_tensors
         if gradient is not None and ctx.run.times_input:
-            gradient = gradient * x
+            # Where nothing arrives there is no relevance, also of a missing value.
+            gradient = torch.where(gradient == 0, torch.zeros_like(gradient), gradient * x)
         total = _sum(gradient, relevance)
         if total is not None and torch.is_grad_enabled():
             ctx.run.passes.differentiable = True

@@ -13,7 +13,8 @@ from torch import nn
 
 from lrphooks.engine import containers
 from lrphooks.engine.cache import WeightCache
-from lrphooks.engine.checks import check_gradients_enabled, check_model
+from lrphooks.engine.checks import check_gradients_enabled, check_model, refuse_transformed
+from lrphooks.engine.eager import EAGER
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.interception import THREAD, Interception
 from lrphooks.engine.plan import Plan
@@ -70,6 +71,7 @@ class Session(AbstractContextManager["Composite"]):
             return None
         assert self._plan is not None
         check_gradients_enabled()
+        refuse_transformed(containers.tensors((args, kwargs)))
         if THREAD.runs:
             # Part of a model that is being explained: only the rules change, and the outer run goes on.
             self._running.append(_Swap(self, THREAD.runs[-1][1], self._plan, WeightCache(self._model), module))
@@ -136,6 +138,7 @@ class Hooks(AbstractContextManager[None]):
             if self._users > 1:
                 return
             with ExitStack() as stack:
+                stack.enter_context(EAGER)
                 for module in self._model.modules():
                     root, session = module is self._model, self._session
                     enter = session.enter_model if root else session.enter_module

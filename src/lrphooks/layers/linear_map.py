@@ -57,7 +57,7 @@ class Dense(LinearMap):
         return F.linear(*promoted(a, weight, bias))
 
     def transpose(self, gradient: Tensor, a: Tensor, weight: Tensor) -> Tensor:
-        return torch.matmul(gradient, weight.to(gradient.dtype))
+        return torch.matmul(gradient, weight.to(gradient.dtype).conj())
 
     def per_input_channel(self, weight: Tensor, values: Tensor, a: Tensor) -> Tensor | None:
         if values.numel() == 1 or values.shape == a.shape[-1:]:
@@ -114,7 +114,7 @@ class Convolution(LinearMap):
         out: Tensor = torch.ops.aten.convolution_backward(
             gradient.unsqueeze(0) if single else gradient,
             a.unsqueeze(0) if single else a,
-            weight.to(gradient.dtype),
+            weight.to(gradient.dtype).conj(),
             None,
             self.stride,
             self.padding,

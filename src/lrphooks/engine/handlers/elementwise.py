@@ -101,7 +101,8 @@ def gate(run: Run, call: Call, rule: Rule) -> Any:
 def _quotient(function: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> Tensor:
     zero = x == 0
     safe = torch.where(zero, torch.ones_like(x), x)
-    return gradient * torch.where(zero, _slope_at_zero(function, x), function(safe) / safe)
+    # Of complex numbers, torch's gradients are conjugates.
+    return gradient * torch.where(zero, _slope_at_zero(function, x), function(safe) / safe).conj()
 
 
 def _slope_at_zero(function: Callable[[Tensor], Tensor], like: Tensor) -> float:

@@ -1,0 +1,212 @@
+"""What a model computes where no function mode looks: served, refused, or named by the audit; never silent."""
+
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from lrphooks import Composite, LRPError, audit, lrp
+from lrphooks.matching import AnyLinear
+from lrphooks.rules import Epsilon, ZPlus
+from small_networks import equal, every_layer, relevance, weighting
+
+ZPLUS = every_layer(ZPlus())
+EXACT = Composite([(AnyLinear, Epsilon(0))])
+X = torch.linspace(-1, 1.5, 12, dtype=torch.float64).reshape(3, 4)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+
+
+class Calls(nn.Module):
+    """A network and a function after it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.net, self.function = net(), function
+
+    def forward(self, x):
+        return self.function(self.net(x))
+
+
+def gated(z):
+    return z * z.sigmoid()
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_compiled_functions_run_as_they_are_written(warm):
+    """Around the model and inside of it; what they were compiled to before has no hooks and no rules."""
+    torch._dynamo.reset()
+    inside = torch.compile(gated, backend="eager")
+    equal(relevance(ZPLUS, Calls(inside), X), relevance(ZPLUS, Calls(gated), X))
+    model = net()
+    around = torch.compile(lambda z: model(z).relu(), backend="eager")
+    leaf = X.clone().requires_grad_()
+    if warm:
+        around(leaf)
+    with ZPLUS.context(model):
+        output = around(leaf)
+        output.backward(weighting(output))
+    twin = X.clone().requires_grad_()
+    with ZPLUS.context(model):
+        output = model(twin).relu()
+        output.backward(weighting(output))
+    equal(leaf.grad, twin.grad)
+
+
+def test_compiled_functions_are_compiled_again_after_the_last_context():
+    from torch._dynamo.eval_frame import _stance
+
+    before = _stance.stance
+    contexts = [ZPLUS.context(net()) for _ in range(2)]
+    for context in contexts:
+        context.__enter__()
+    contexts[0].__exit__(None, None, None)
+    from torch._dynamo import eval_frame
+
+    assert eval_frame._stance.stance == "force_eager"
+    contexts[1].__exit__(None, None, None)
+    assert eval_frame._stance.stance == before
+
+
+class Mapped(nn.Module):
+    def __init__(self, transform):
+        super().__init__()
+        self.net, self.transform = net(), transform
+
+    def forward(self, x):
+        return self.transform(self.net, x)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, x: torch.func.vmap(f)(x),
+        lambda f, x: torch.func.grad(lambda t: f(t).square().sum())(x),
+        lambda f, x: torch.func.jvp(f, (x,), (x,))[1],
+    ],
+    ids=["vmap", "grad", "jvp"],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # jvp uses it
+def test_transforms_of_functions_are_refused(transform):
+    with pytest.raises(LRPError, match=r"transform of torch\.func \(vmap.*is_grads_batched=True"):
+        lrp(Mapped(transform), X, lambda output: output[:, 0], ZPLUS)
+
+
+def test_transforms_around_the_model_are_refused():
+    with ZPLUS.context(model := net()), pytest.raises(LRPError, match=r"transform of torch\.func"):
+        torch.func.vmap(model)(X.clone().requires_grad_())
+
+
+def test_a_transform_of_what_carries_no_relevance_is_none_of_our_business():
+    """Masks of transformers are made by vmap, of indices alone."""
+
+    def masked(z):
+        mask = torch.func.vmap(lambda i: i % 2)(torch.arange(3))
+        return z * mask
+
+    equal(relevance(EXACT, Calls(masked), X), relevance(EXACT, Calls(lambda z: z * (torch.arange(3) % 2)), X))
+
+
+class Threaded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x):
+        found = []
+        thread = threading.Thread(target=lambda: found.append(self.net(x)))
+        thread.start()
+        thread.join()
+        return found[0] * 1.0
+
+
+def test_what_runs_in_another_thread_is_named_by_the_audit():
+    report = audit(Threaded(), X, 0, ZPLUS)
+    assert report.unexplained > 1e-3
+    assert report.hidden == {"Addmm": 1}
+
+
+def test_what_runs_in_torchscript_is_named_by_the_audit():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+
+        @torch.jit.script
+        def scripted(z: torch.Tensor) -> torch.Tensor:
+            return z.sigmoid() + 1.0
+
+        report = audit(Calls(lambda z: scripted(z) * 1.0), X, 0, EXACT)
+    assert report.unexplained > 1e-3
+    assert list(report.hidden.values()) == [1]
+
+
+# --- numbers that are not real, or not there ---
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda c: c * c, lambda c: c**2, lambda c: c @ torch.full((2, 2), 1.0 + 2.0j, dtype=torch.complex128)],
+    ids=["product", "power", "matmul"],
+)
+def test_complex_activations_conserve(function):
+    """|c|, a power of 1/2 of a sum of squares, keeps zero; its relevance is all of f."""
+    x = torch.randn(3, 2, 2, dtype=torch.float64)
+    model = Calls(lambda c: c)
+    model.net = nn.Identity()
+    model.function = lambda z: function(torch.view_as_complex(z)).abs()
+    found = lrp(model, x, lambda output: output[:, 0], EXACT)
+    torch.testing.assert_close(found.sum(), model(x)[:, 0].sum(), rtol=1e-12, atol=0)
+
+
+class Weighted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(2, 2, dtype=torch.complex128))
+
+    def forward(self, x):
+        return torch.view_as_real(torch.view_as_complex(x) @ self.weight).sum(-1)
+
+
+def test_complex_layers_have_the_gradient_or_are_refused():
+    x = torch.randn(3, 2, 2, dtype=torch.float64)
+    found = lrp(Weighted(), x, 0, EXACT)
+    torch.testing.assert_close(found.sum(), Weighted()(x)[:, 0].sum().detach(), rtol=1e-12, atol=0)
+    with pytest.raises(LRPError, match=r"ZPlus\(.*matmul.*complex numbers.*Epsilon\(0\)"):
+        lrp(Weighted(), x, 0, ZPLUS)
+
+
+def test_complex_and_sparse_inputs_are_refused():
+    with pytest.raises(LRPError, match=r"complex \(torch\.complex64\).*view_as_real"), EXACT.context(model := net()):
+        model(torch.zeros(1, 4, dtype=torch.complex64, requires_grad=True))
+    with pytest.raises(LRPError, match=r"sparse \(torch\.sparse_coo\).*x\.to_dense\(\)"):
+        lrp(net(), X.to_sparse(), 0, EXACT)
+
+
+@pytest.mark.parametrize("missing", [float("nan"), float("inf"), -float("inf")])
+def test_missing_inputs_that_the_model_replaces_have_no_relevance(missing):
+    class Filled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            return self.net(torch.where(torch.isfinite(x), x, 0.0))
+
+    x, filled = X.clone(), X.clone()
+    x[0, 1], filled[0, 1] = missing, 0.0
+    equal(lrp(Filled(), x, 0, ZPLUS), lrp(net(), filled, 0, ZPLUS))
+    assert audit(Filled(), x, 0, ZPLUS).unexplained < 1e-14
+
+
+def test_a_bias_that_takes_everything_is_the_sink():
+    """Where z-plus finds no positive contribution, the positive bias takes all, not the stabilizer."""
+    model = nn.Sequential(nn.Linear(1, 1)).double()
+    model[0].weight.data.fill_(-1.0)
+    model[0].bias.data.fill_(3.0)
+    report = audit(model, torch.ones(1, 1, dtype=torch.float64), 0, every_layer(ZPlus(0.0)))
+    assert report.sinks == {"bias": 2.0}
