@@ -79,6 +79,8 @@ TWO_TOWERS = frozenset(
      "owlv2", "owlvit", "siglip", "siglip2", "vision-text-dual-encoder", "xclip"}
 )  # fmt: skip
 TOKENS = r"(word_embeddings|embed_tokens|token_embedding|wte)\.weight$"
+#: Parameters of single types that add to activations.
+ADDED: dict[str, str] = dict.fromkeys(("inkling2_text", "inkling2_loop_text"), r"static_weight$")
 
 #: What some types need beside, or instead.
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -92,6 +94,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "deepseek_v2": {"num_key_value_heads": 4},
     "deepseek_v3": {"num_key_value_heads": 4},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 4},
     "funnel": {"block_sizes": [1, 1], "d_head": 8, "n_head": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
     "gptj": {"rotary_dim": 4},
@@ -138,7 +141,7 @@ def build(name: str, kind: str) -> Case:
     inputs = {"inputs_embeds": _embeddings(model)} if WORDS in options else _inputs(model)
     explained = tuple(key for key, value in inputs.items() if value.is_floating_point())
     # Where images and words go into one stream, the words' embeddings are added to it.
-    tokens = "" if "input_ids" not in inputs or name in TWO_TOWERS else TOKENS
+    tokens = ADDED.get(name, "") if "input_ids" not in inputs or name in TWO_TOWERS else TOKENS
     return Case(model, keywords=inputs, explained=explained, outputs=_tensor, additive=tokens)
 
 
