@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from lrphooks import Composite, composites
+from lrphooks import Composite, UnmatchedError, UnmatchedWarning, composites
 from lrphooks.matching import AnyLinear
-from lrphooks.rules import AlphaBeta, Epsilon, Gamma, ZPlus
+from lrphooks.rules import AlphaBeta, Constant, Epsilon, Gamma, Gradient, ZPlus
 from small_networks import Vgg, equal, every_layer, network, relevance, weighting
 
 ZPLUS = every_layer(ZPlus())
@@ -56,6 +56,11 @@ class Custom(nn.Module):
         return Unchanged.apply(x)
 
 
+def seen(composite):
+    """The composite with an entry for the function, which would be reported otherwise."""
+    return Composite([(Unchanged, Gradient()), *composite.entries])
+
+
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
 def test_a_custom_function_after_a_layer_does_not_undo_its_rule(at):
     """The function itself cannot be seen; the layer before it is matched all the same."""
@@ -68,7 +73,7 @@ def test_a_custom_function_after_a_layer_does_not_undo_its_rule(at):
         twin = nn.Sequential(layers[0], Scaled(), *layers[1:]).double().eval()
     x = torch.randn(2, 6, dtype=torch.float64)
     # The rule computes the layer anew there, so the two differ by rounding.
-    equal(relevance(ZPLUS, model, x), relevance(ZPLUS, twin, x), 1e-10)
+    equal(relevance(seen(ZPLUS), model, x), relevance(ZPLUS, twin, x), 1e-10)
 
 
 class Forked(nn.Module):
@@ -93,7 +98,30 @@ class Forked(nn.Module):
 def test_a_custom_function_beside_another_consumer_does_not_undo_a_rule(rule, first, relu):
     x = torch.randn(3, 6, dtype=torch.float64)
     model, twin = Forked(Unchanged.apply, first, relu), Forked(Scaled(), first, relu)
-    equal(relevance(every_layer(rule), model, x), relevance(every_layer(rule), twin, x), 1e-10)
+    equal(relevance(seen(every_layer(rule)), model, x), relevance(every_layer(rule), twin, x), 1e-10)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_custom_function_is_reported(last):
+    """What it computes cannot be seen, so it is never silent; an entry for it, or unmatched="gradient", allows it."""
+    model = nn.Sequential(nn.Linear(4, 4), Custom(), *([] if last else [nn.Linear(4, 2)]))
+    x = torch.randn(2, 4)
+    message = r"autograd function Unchanged.* on shape \(2, 4\): what it computes cannot be seen.*\(Unchanged, lrphooks"
+    with pytest.raises(UnmatchedError, match=message):
+        relevance(ZPLUS, model, x)
+    with pytest.warns(UnmatchedWarning, match="autograd function Unchanged"):
+        relevance(Composite(ZPLUS.entries, unmatched="warn"), model, x)
+    equal(relevance(Composite(ZPLUS.entries, unmatched="gradient"), model, x), relevance(seen(ZPLUS), model, x))
+
+
+def test_a_custom_function_may_be_a_constant():
+    class Gated(nn.Module):
+        def forward(self, x):
+            return x * Unchanged.apply(x * 2.0)
+
+    x = torch.randn(2, 4, dtype=torch.float64)
+    composite = Composite([(Unchanged, Constant()), (AnyLinear, Epsilon(0))])
+    equal(relevance(composite, Gated(), x), 2 * x * x * weighting(x))
 
 
 class Scaled(nn.Module):

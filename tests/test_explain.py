@@ -349,3 +349,11 @@ def test_lrp_equals_the_context(name):
     seed = torch.zeros_like(model(x))
     seed[:, 1] = 1
     equal(lrp(model, x, 1, composite), relevance(composite, copy.deepcopy(model), x, seed))
+
+
+def test_an_example_without_rows_is_not_taken_for_many():
+    """A (classes,) output would pass for one logit of as many rows."""
+    with pytest.raises(ValueError, match=r"output has shape \(4,\), but its input has 6 rows.*x\.unsqueeze\(0\)"):
+        lrp(nn.Linear(6, 4), torch.randn(6), 1, EXACT)
+    model, x = nn.Sequential(nn.Linear(6, 1, bias=False), nn.Flatten(0)).double(), X[:3]
+    equal(lrp(model, x, None, EXACT), x * model[0].weight.detach())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from lrphooks.composite import Composite, Entry
@@ -92,7 +93,7 @@ def DeconvNet(*, layers: Sequence[Entry] = ()) -> Composite:
 
 def AttnLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
     """Epsilon on linear layers, products half each, softmax by its gradient (Achtibat et al., 2024). For any model."""
-    return Composite((*layers, (AnyLinear, Epsilon(epsilon))))
+    return Composite((*layers, (torch.softmax, Gradient()), (AnyLinear, Epsilon(epsilon))))
 
 
 def CPLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:

@@ -103,7 +103,8 @@ def explain(
 
     with torch.inference_mode(mode=False), torch.enable_grad(), Session(composite, model, observer):
         args, keywords = containers.map_tensors(given, leaf, "input", keep=lambda t: not t.is_floating_point())
-        explained = select(model(*args, **keywords), target)
+        output = model(*args, **keywords)
+        explained = select(output, target, next((len(t) for t in leaves if t.dim()), None))
         grads: tuple[Tensor | None, ...] = (None,) * len(leaves)
         if explained.requires_grad:
             grads = torch.autograd.grad(explained.sum(), leaves, allow_unused=True)
@@ -137,8 +138,8 @@ def _check_inputs(given: tuple[Any, Any], who: str) -> None:
         )
 
 
-def select(output: Any, target: Target) -> Tensor:
-    """Return the explained value of each row of a model's output.
+def select(output: Any, target: Target, rows_given: int | None = None) -> Tensor:
+    """Return the explained value of each row of a model's output; ``rows_given`` are the rows of its input, if known.
 
     Raises
     ------
@@ -150,22 +151,7 @@ def select(output: Any, target: Target) -> Tensor:
         if not isinstance(chosen, Tensor):
             raise TypeError(f"lrp: the target function must return a tensor, got {type(chosen).__name__}.")
         return _finite(chosen)
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if not isinstance(output, Tensor) and isinstance(logits, Tensor):
-        # As models of transformers answer.
-        output = logits
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"lrp: the model returns a {type(output).__name__}, so the target must be a function that picks a tensor "
-            "from it, such as target=lambda output: output.logits[:, 3]."
-        )
-    if output.dim() == 1:
-        output = output.unsqueeze(1)
-    if output.dim() != 2:
-        raise ValueError(
-            f"lrp: the model's output has shape {tuple(output.shape)}, not (rows, classes), so the target must be a "
-            "function that picks from it, such as target=lambda output: output[:, 3].sum((1, 2))."
-        )
+    output = _matrix(output, rows_given)
     _finite(output)
     rows, classes = output.shape
     if target is None:
@@ -188,6 +174,33 @@ def select(output: Any, target: Target) -> Tensor:
             )
     explained: Tensor = output.gather(1, index.unsqueeze(1) % classes).squeeze(1)
     return explained
+
+
+def _matrix(output: Any, rows_given: int | None) -> Tensor:
+    """Return a model's output as (rows, classes)."""
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if not isinstance(output, Tensor) and isinstance(logits, Tensor):
+        # As models of transformers answer.
+        output = logits
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"lrp: the model returns a {type(output).__name__}, so the target must be a function that picks a tensor "
+            "from it, such as target=lambda output: output.logits[:, 3]."
+        )
+    if output.dim() == 1 and rows_given is not None and len(output) != rows_given:
+        raise ValueError(
+            f"lrp: the model's output has shape {tuple(output.shape)}, but its input has {rows_given} rows. Is x a "
+            "single example without a dimension for rows? Give x.unsqueeze(0), or a function as the target."
+        )
+    if output.dim() == 1:
+        output = output.unsqueeze(1)
+    if output.dim() != 2:
+        raise ValueError(
+            f"lrp: the model's output has shape {tuple(output.shape)}, not (rows, classes), so the target must be a "
+            "function that picks from it, such as target=lambda output: output[:, 3].sum((1, 2))."
+        )
+    matrix: Tensor = output
+    return matrix
 
 
 def _finite(output: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from torch import nn
+from torch.autograd import Function
 from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm, normalization, pooling
 from torch.nn.modules.linear import Linear as _Linear
 
@@ -84,7 +85,7 @@ _CONVOLUTIONS = (
 )
 _CONVOLUTION_OPERATIONS = tuple(name for name in names.LINEAR.split() if name != "linear")
 
-Linear = Group("Linear", (_Linear,), ("linear", "matmul", "mm", "addmm"))
+Linear = Group("Linear", (_Linear,), ("linear", "matmul", "mm", "addmm", "_grouped_mm"))
 Convolution = Group("Convolution", _CONVOLUTIONS, _CONVOLUTION_OPERATIONS)
 AnyLinear = Group("AnyLinear", (_Linear, *_CONVOLUTIONS), (*Linear.operations, *_CONVOLUTION_OPERATIONS))
 ReLU = Group("ReLU", (activation.ReLU,), ("relu",))
@@ -159,7 +160,7 @@ def checked(matcher: Matcher) -> Matcher:
         return tuple(checked(part) for part in matcher)
     if isinstance(matcher, str) and not matcher:
         raise ValueError('A name pattern is empty; the model itself has no name. Use "*" for every module.')
-    if isinstance(matcher, type) and not issubclass(matcher, nn.Module):
+    if isinstance(matcher, type) and not issubclass(matcher, nn.Module | Function):
         raise TypeError(f"A layer type must be a torch.nn.Module class, got {matcher!r}.")
     if isinstance(matcher, nn.Module):
         raise TypeError(
@@ -268,6 +269,13 @@ def is_placed(matcher: Any) -> bool:
     if isinstance(matcher, First):
         return is_placed(matcher.matcher)
     return isinstance(matcher, Within) or (isinstance(matcher, tuple) and any(map(is_placed, matcher)))
+
+
+def matches_function(matcher: Any, function: type[Function]) -> bool:
+    """Whether a matcher names an autograd function of the model's own."""
+    if isinstance(matcher, tuple):
+        return any(matches_function(part, function) for part in matcher)
+    return isinstance(matcher, type) and issubclass(function, matcher)
 
 
 def operation_names(matcher: Any) -> list[str]:

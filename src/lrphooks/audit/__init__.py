@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,9 +41,12 @@ def audit(
             f"audit: {composite!r} leaves a gradient in x.grad, not relevance, so there are no books to balance."
         )
     recorder = Recorder()
-    found = explain(model, x, target, composite, kwargs, recorder, who="audit")
-    with torch.no_grad():
-        return _report(recorder, float(found.explained.double().sum()), found.total)
+    try:
+        found = explain(model, x, target, composite, kwargs, recorder, who="audit")
+        with torch.no_grad():
+            return _report(recorder, float(found.explained.double().sum()), found.total)
+    finally:
+        recorder.release()
 
 
 def _report(recorder: Recorder, output: float, relevance: float) -> Report:
@@ -67,50 +71,51 @@ def _imbalances(recorder: Recorder, absorbed: dict[int, dict[str, float]], least
     for record in recorder.records:
         if not record.balanced:
             continue
-        arrived = sum(flow.amount for flow in record.arrived)
-        missing = arrived - sum(flow.amount for flow in record.handed) - sum(absorbed[id(record)].values())
+        missing = _missing(record, absorbed)
         if abs(missing) > least:
             module = (record.path and names.get(id(record.path[-1]))) or "the model"
             found.append(Imbalance(record.name, repr(record.rule), module, missing))
     return tuple(sorted(found, key=lambda row: -abs(row.missing)))
 
 
+def _missing(record: Record, absorbed: dict[int, dict[str, float]]) -> float:
+    """Return what arrived at an operation and was neither handed on, as far as that was watched, nor absorbed."""
+    arrived, handed = (sum(flow.amount for flow in flows) for flows in (record.arrived, record.handed))
+    return arrived - handed - sum(absorbed.get(id(record), {}).values())
+
+
 def _layers(recorder: Recorder, absorbed: dict[int, dict[str, float]]) -> tuple[LayerRow, ...]:
     """Return one row a module call; relevance crosses its border with the flows between operations."""
-    arrived: dict[int, float] = {}
-    handed: dict[int, float] = {}
-    kept: dict[int, float] = {}
-    rules: dict[int, list[str]] = {}
+    arrived: defaultdict[int, float] = defaultdict(float)
+    handed: defaultdict[int, float] = defaultdict(float)
+    kept: defaultdict[int, float] = defaultdict(float)
+    rules: defaultdict[int, list[str]] = defaultdict(list)
 
     def cross(source: Record, consumer: Record, amount: float) -> None:
-        inside, outside = {id(f) for f in source.path}, {id(f) for f in consumer.path}
-        for frame in inside - outside:
-            arrived[frame] = arrived.get(frame, 0.0) + amount
-        for frame in outside - inside:
-            handed[frame] = handed.get(frame, 0.0) + amount
+        made, used = {id(f) for f in source.path}, {id(f) for f in consumer.path}
+        for frame in made - used:
+            arrived[frame] += amount
+        for frame in used - made:
+            handed[frame] += amount
 
     for record in (*recorder.records, recorder.result):
         for flow in record.handed:
-            if flow.source is not None:
-                cross(flow.source, record, flow.amount)
-    for record in recorder.records:
+            cross(flow.source or record, record, flow.amount)
+        # What it overwrote receives what is left over.
+        cross(record.target or record, record, _missing(record, absorbed))
         for frame in record.path:
-            kept[id(frame)] = kept.get(id(frame), 0.0) + sum(absorbed[id(record)].values())
+            kept[id(frame)] += sum(absorbed[id(record)].values())
         if record.path:
-            rules.setdefault(id(record.path[-1]), []).append(repr(record.rule))
-    rows = []
-    for frame, name in recorder.frames:
-        key = id(frame)
-        own = ", ".join(dict.fromkeys(rules.get(key, ())))
-        if key in arrived or key in handed or key in kept:
-            rows.append(
-                LayerRow(
-                    name,
-                    type(frame.module).__name__,
-                    own,
-                    arrived.get(key, 0.0),
-                    handed.get(key, 0.0),
-                    kept.get(key, 0.0),
-                )
-            )
-    return tuple(rows)
+            rules[id(record.path[-1])].append(repr(record.rule))
+    return tuple(
+        LayerRow(
+            name,
+            type(frame.module).__name__,
+            ", ".join(dict.fromkeys(rules[key])),
+            arrived[key],
+            handed[key],
+            kept[key],
+        )
+        for frame, name in recorder.frames
+        if (key := id(frame)) in arrived or key in handed or key in kept
+    )

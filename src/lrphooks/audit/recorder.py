@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 
 from lrphooks.audit.sinks import Seen, Sinks, dot, layer_sinks, operation_sinks
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.nodes import ScaleNode
 from lrphooks.engine.observer import Observer
+from lrphooks.engine.provenance import made_by_function
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Pass
 
 if TYPE_CHECKING:
     from lrphooks.engine.layer_call import LayerCall
     from lrphooks.engine.run import Frame, Run
+
+#: Under this name the node of a link holds the record that the link leads to.
+_OWNER = "lrphooks record"
 
 #: Kinds that only move relevance: they absorb nothing, and as views of their operand they must stay so.
 _MOVES = ("shape", "split")
@@ -60,7 +63,8 @@ class Flow:
 class Record:
     """One executed operation.
 
-    arrived: flows from its results; handed: flows to its operands, complete if ``balanced``.
+    arrived: flows from its results. handed: flows to its operands, complete if ``balanced``: what an operation
+    overwrites cannot be watched, and its source is the ``target``.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Record:
     handed: list[Flow] = field(default_factory=list)
     formulas: list[Callable[[], Sinks]] = field(default_factory=list)
     balanced: bool = True
+    target: Record | None = None
 
     def absorbed(self) -> Sinks:
         """Return what the operation's own formulas say that it absorbed."""
@@ -102,6 +107,7 @@ class Recorder(Observer):
     def explained(self, run: Run, x: Tensor) -> None:
         """Note an explained input."""
         notes.write(x, run, maker=self.inputs)
+        _lead(x, self.inputs)
 
     def output(self, run: Run, before: Tensor, tensor: Tensor) -> None:
         """Watch an output of the model."""
@@ -120,7 +126,7 @@ class Recorder(Observer):
         if note is not None:
             facts = {"nonnegative": note.nonnegative, "offset": note.offset, "link": note.link, "layer": note.layer}
             notes.write(probed, run, ruled=note.ruled, maker=note.maker, **facts)
-        flow = Flow(tensor.detach().clone(), source=None if as_relevance else self._source(run, tensor))
+        flow = Flow(tensor.detach().clone(), source=_owner(tensor) if as_relevance else self._source(run, tensor))
         flow.watch(probed, as_relevance=as_relevance)
         self._waiting.append(flow)
         return probed
@@ -148,7 +154,9 @@ class Recorder(Observer):
         record = self.begin(run, name, rule)
         unruled = sum(self.fallbacks.values())
         seen = Seen.of(call, rule)
-        probed, record.balanced = self._probed(run, call)
+        if call.writes_in_place and call.args and any(t is call.args[0] for t in call.dependent):
+            record.target, record.balanced = self._source(run, call.args[0]), False
+        probed = self._probed(run, call)
         out = handler(run, probed, rule)
         record.handed, self._waiting = self._waiting, []
         results = list(self._results(call, out))
@@ -182,6 +190,7 @@ class Recorder(Observer):
             notes.write(output, layer.run, maker=record)
         if link is not None:
             flow.watch(link, as_relevance=True)
+            _lead(link, record)
         record.arrived.append(flow)
         record.formulas.append(
             lambda: (
@@ -198,6 +207,7 @@ class Recorder(Observer):
         flow = Flow(output.detach().clone())
         flow.watch(output)
         flow.watch(link, as_relevance=True)
+        _lead(link, record)
         record.arrived.append(flow)
         notes.write(output, run, maker=record)
         zero = (a == 0).detach()
@@ -209,23 +219,29 @@ class Recorder(Observer):
 
         record.formulas.append(formula)
 
+    def release(self) -> None:
+        """Let go of the graph: what was recorded refers to it, and it refers to the recorder."""
+        for record in (*self.records, self.result):
+            record.formulas.clear()
+            record.handed.clear()
+        self.records.clear()
+        self.frames.clear()
+
     # --- helpers ---
 
     def _source(self, run: Run, tensor: Tensor) -> Record | None:
         note = notes.read(tensor, run)
         if note is not None and note.maker is not None:
             return note.maker  # type: ignore[return-value]
-        node = tensor.grad_fn
-        if isinstance(node, BackwardCFunction) and not type(node).__module__.startswith("lrphooks"):
-            self.hidden[type(node).__name__.removesuffix("Backward")] += 1
+        function = made_by_function(tensor)
+        if function is not None:
+            self.hidden[function.__name__] += 1
         return None
 
-    def _probed(self, run: Run, call: Call) -> tuple[Call, bool]:
-        """Return the call with its operands probed, and whether all of them are."""
+    def _probed(self, run: Run, call: Call) -> Call:
+        """Return the call with its operands probed, but for what it overwrites."""
         target = call.args[0] if call.writes_in_place and call.args else None
-        operands = {id(t): t for t in call.dependent if t is not target}
-        probed = call.replaced({key: self.probe(run, t) for key, t in operands.items()})
-        return probed, len(operands) == len({id(t) for t in call.dependent})
+        return call.replaced({id(t): self.probe(run, t) for t in _distinct(call.dependent) if t is not target})
 
     @staticmethod
     def _results(call: Call, out: Any) -> Iterator[Tensor]:
@@ -233,3 +249,20 @@ class Recorder(Observer):
         for tensor in results:
             if isinstance(tensor, Tensor) and tensor.requires_grad and not tensor.is_leaf:
                 yield tensor
+
+
+def _distinct(tensors: list[Tensor]) -> list[Tensor]:
+    return list({id(t): t for t in tensors}.values())
+
+
+def _lead(link: Tensor, record: Record) -> None:
+    node: Any = link.grad_fn
+    node.metadata[_OWNER] = record
+
+
+def _owner(link: Tensor) -> Record | None:
+    """Return the record that a link leads to, through whatever rearranges it."""
+    node: Any = link.grad_fn
+    while node is not None and _OWNER not in node.metadata:
+        node = node.next_functions[0][0] if node.next_functions else None
+    return None if node is None else node.metadata[_OWNER]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lrphooks.engine.call import Call, replace_tensors, tensors_in
 from lrphooks.engine.handlers.normalizing import POSITIONS
+from lrphooks.engine.handlers.products import denominator_of
 from lrphooks.engine.serving import ELEMENTWISE_SELECT
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
@@ -181,6 +182,9 @@ def _shift(seen: Seen) -> Sinks:
 def _product(seen: Seen) -> Sinks:
     """A product is linear in each factor, so shares that add up to 1 hand on all; a weight that samples is constant."""
     name = seen.call.operation.name
+    bias = seen.call.argument(3, "bias") if name == "bilinear" else None
+    if isinstance(bias, Tensor) and not any(bias is t for t in seen.carriers):
+        return {"bias": dot(bias.expand_as(seen.outputs[0]), seen.gradients[0])}
     if name not in ("grid_sample", "lerp"):
         return {}
     weight = seen.call.argument(2, "weight") if name == "lerp" else seen.call.argument(1, "grid")
@@ -196,8 +200,7 @@ def _added(seen: Seen) -> Sinks:
 
 
 def _quotient(seen: Seen) -> Sinks:
-    last = 2 if seen.call.operation.name == "addcdiv" else 1
-    denominator = seen.call.args[0] if seen.call.operation.reversed else seen.call.argument(last, "other")
+    denominator = seen.call.argument(*denominator_of(seen.call))
     numerators = [t for t in seen.carriers if t is not denominator]
     return {"constants": seen.arriving - sum(seen.contributions(numerators))} if numerators else {}
 

@@ -40,9 +40,12 @@ def map_tensors(
         items = {k: map_tensors(v, function, what, keep) for k, v in value.items()}
         if type(value) is dict:
             return items
-        mapping: Any = copy.copy(value)
-        for key, item in items.items():
-            mapping[key] = item
+        try:
+            mapping: Any = copy.copy(value)
+            for key, item in items.items():
+                mapping[key] = item
+        except TypeError:
+            raise _cannot_exchange(value, what) from None
         return mapping
     if isinstance(value, list):
         return [map_tensors(v, function, what, keep) for v in value]
@@ -55,4 +58,8 @@ def map_tensors(
             item = map_tensors(getattr(value, field.name), function, what, keep)
             object.__setattr__(changed, field.name, item)
         return changed
-    raise TypeError(f"The model's {what} is a {type(value).__name__}, in which lrphooks cannot exchange tensors.")
+    raise _cannot_exchange(value, what)
+
+
+def _cannot_exchange(value: Any, what: str) -> TypeError:
+    return TypeError(f"The model's {what} is a {type(value).__name__}, in which lrphooks cannot exchange tensors.")

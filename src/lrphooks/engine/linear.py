@@ -16,7 +16,8 @@ from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
 from lrphooks.engine.nodes import BatchNormNode, ParameterizedMapNode, ScaleNode, unaliased
-from lrphooks.layers.linear_map import Dense, LinearMap, bind_convolution
+from lrphooks.engine.passing import through
+from lrphooks.layers.linear_map import Dense, General, LinearMap, bind_convolution
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import Epsilon, LinearRule
@@ -86,13 +87,18 @@ def execute(
         stop(run, z)
         return z
     if isinstance(rule, Pass):
-        return run.passed(a, z)
+        return through(run, a, z)
     if isinstance(rule, InputRule):
+        if isinstance(linear_map, General):
+            raise LRPError(
+                f"{rule!r} cannot serve operation {call.operation.name} in {run.name_of_running()}: it spreads "
+                "relevance by one weight for all rows, and here rows have weights of their own. Give it a rule such as "
+                "Epsilon()."
+            )
         try:
             rule.check(a, linear_map)
         except ValueError as error:
-            where = run.plan.name_of(run.frames[-1].module) if run.frames else "the model"
-            raise ValueError(f"{where}: {error}") from error.__cause__
+            raise ValueError(f"{run.name_of_running()}: {error}") from error.__cause__
     layer = LayerCall(
         run,
         rule if isinstance(rule, LinearRule | InputRule) else Epsilon(0.0),
@@ -156,40 +162,10 @@ def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | None) -> Any
 def _evaluated(run: Run, call: Call, rule: Rule) -> Tensor:
     """Run an evaluated BatchNorm by itself: a factor and a shift for each channel."""
     if isinstance(rule, Identity | Pass):
-        return run.passed(call.dependent[0], call.invoke())
+        return through(run, call.dependent[0], call.invoke())
     if isinstance(rule, Constant):
         return plain(run, call, rule)  # type: ignore[no-any-return]
     tensors = (call.argument(0, "input"), *(call.argument(i, name) for i, name in enumerate(_STATISTICS, 1)))
     eps = call.argument(7, "eps", 1e-5)
     out: Tensor = BatchNormNode.apply(run, _rebound(call, tensors), eps, *tensors)
     return out
-
-
-def product_of_weight(call: Call) -> Callable[..., Tensor]:
-    """Return matmul, mm or addmm as a function of input, transposed weight and bias."""
-
-    def function(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        operands = (a, weight.t()) if bias is None else (bias, a, weight.t())
-        out: Tensor = call.function(*operands, **call.kwargs)
-        return out
-
-    return function
-
-
-def weight_of_product(run: Run, call: Call) -> tuple[Dense, tuple[Tensor, Tensor, Tensor | None]] | None:
-    """Return matmul(x, W), mm or addmm with a parameter W as a dense layer, or None where it is something else."""
-    name = call.operation.name
-    bias: Tensor | None = None
-    if name == "addmm":
-        if call.kwargs.get("beta", 1) != 1 or call.kwargs.get("alpha", 1) != 1 or len(call.args) != 3:
-            return None
-        bias, a, weight = call.args
-    elif name in ("matmul", "mm") and len(call.args) == 2 and not call.operation.reversed:
-        a, weight = call.args
-    else:
-        return None
-    if not (isinstance(weight, Tensor) and weight.dim() == 2 and run.carries(a) and not run.carries(weight)):
-        return None
-    if not run.made_of_parameters(weight) or (isinstance(bias, Tensor) and (run.carries(bias) or bias.dim() != 1)):
-        return None
-    return Dense(), (a, weight.t(), bias)

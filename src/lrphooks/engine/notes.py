@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from lrphooks.engine.handlers.softmax import Part
     from lrphooks.engine.layer_call import LayerCall
 
 _ATTRIBUTE = "_lrphooks_note"
@@ -31,6 +32,7 @@ class Note:
     ruled: the layer's rule was set for the consumers that the engine sees; until then it waits to know them.
     kept: a checkpoint keeps the tensor to run from it again, so its autograd graph must stay as it is.
     link: makes the tensor whose gradient is relevance itself rather than the modified gradient.
+    softmax: what the tensor is to a softmax that the model writes out.
     maker: what an observer remembers of the operation that made it.
     """
 
@@ -43,6 +45,7 @@ class Note:
     ruled: bool = False
     kept: bool = False
     link: Callable[[], Tensor | None] | None = None
+    softmax: Part | None = None
     maker: object = None
 
 

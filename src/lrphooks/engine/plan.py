@@ -19,6 +19,8 @@ from lrphooks.rules.linear import LinearRule
 from lrphooks.rules.operation import Gradient, Identity, Pass
 
 if TYPE_CHECKING:
+    from torch.autograd.function import Function
+
     from lrphooks.composite import Composite
     from lrphooks.engine.run import Frame
 
@@ -38,6 +40,11 @@ class Plan:
         self._places = {id(m): [path[-1] for path in paths] for m, paths in matching.paths_of(model).items()}
         self._placed = any(matching.is_placed(matcher) for matcher, _ in composite.entries)
         self._operations: dict[tuple[tuple[int, ...], str], Rule | None] = {}
+        #: Whether softmax has a rule that passes relevance, which one that is written out then follows.
+        self.softmax_is_ruled = any(
+            isinstance(rule, Gradient) and "softmax" in matching.operation_names(matcher)
+            for matcher, rule in composite.entries
+        )
         self.passing: dict[int, Rule] = {}
         inherited: dict[str, tuple[Rule, int, bool]] = {}
         for module, row in zip(model.modules(), self.assignment, strict=True):
@@ -110,6 +117,12 @@ class Plan:
                 first = index if isinstance(matcher, matching.First) else None
                 if first is None or first not in seen:
                     yield rule, first
+
+    def function_rule(self, function: type[Function]) -> Rule | None:
+        """Return the rule that the composite gives an autograd function of the model's own, or None."""
+        return next(
+            (rule for matcher, rule in self.composite.entries if matching.matches_function(matcher, function)), None
+        )
 
     def operation_rule(self, operation: Operation, frames: Sequence[Frame]) -> Rule | None:
         """Return the rule that the composite gives an operation inside the running modules, or None."""

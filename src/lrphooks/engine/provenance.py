@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, Function
 
 _KEY = "lrphooks"
 
@@ -64,3 +65,16 @@ class Provenance:
             path.pop()
             if not path:
                 return False
+
+
+#: Functions that hand values through for torch's own ends.
+_TRANSPARENT = ("lrphooks.", "torch.nn.modules._functions", "torch.nn.parallel.", "torch.distributed.", "torch.utils.")
+
+
+def made_by_function(tensor: Tensor) -> type[Function] | None:
+    """Return the autograd function of the model's own that made a tensor, out of sight of the function mode."""
+    node: Any = tensor.grad_fn
+    if not isinstance(node, BackwardCFunction):
+        return None
+    made: type[Function] | None = getattr(node, "_forward_cls", None)
+    return None if made is None or made.__module__.startswith(_TRANSPARENT) else made

@@ -4,32 +4,35 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lrphooks.engine import containers, linear, notes
+from lrphooks.engine import containers, linear, notes, passing
 from lrphooks.engine.cache import WeightCache
-from lrphooks.engine.call import Call, replace_tensors, tensors_in
+from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint
-from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
-from lrphooks.engine.handlers import CONVENTIONS, HANDLERS
+from lrphooks.engine.errors import LRPError
+from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler, stop
 from lrphooks.engine.interception import Interception
 from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
-from lrphooks.engine.nodes import InputNode, OutputNode, Passes, PassNode, ScaleNode
-from lrphooks.engine.provenance import Provenance
+from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
+from lrphooks.engine.passing import Source
+from lrphooks.engine.provenance import Provenance, made_by_function
+from lrphooks.engine.reporting import report
+from lrphooks.engine.weighted import weighted_product
 from lrphooks.operations import Operation, expression
+from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Normalize, Pass
 
 if TYPE_CHECKING:
+    from torch.autograd.function import Function
+
     from lrphooks.engine.observer import Observer
     from lrphooks.engine.plan import Plan
     from lrphooks.engine.session import Session
@@ -41,7 +44,7 @@ class Frame:
 
     module: nn.Module
     served: bool = False
-    passing: tuple[Tensor, Tensor] | None = None
+    passing: Source | None = None
 
 
 class Run:
@@ -99,6 +102,9 @@ class Run:
 
     def leave_output(self, output: Tensor) -> Tensor:
         """Return an output of the model as the user is to see it."""
+        function = made_by_function(output) if notes.read(output, self) is None else None
+        if function is not None and self._provenance.leads(output):
+            self._hidden(output, function)
         note = notes.read(output, self)
         stopped = note is not None and note.constant == "stopped"
         settled = self.settled(output)
@@ -116,7 +122,7 @@ class Run:
             if self.observer is not None and self.watched:
                 self.observer.entered(self.frames[-1], self.plan.path_of(module))
             if id(module) in self.plan.passing:
-                args, kwargs = self._enter_passing(module, args, kwargs)
+                args, kwargs, self.frames[-1].passing = passing.enter(self, module, args, kwargs)
         return args, kwargs
 
     def leave(self, module: nn.Module, output: Any) -> Any:
@@ -127,51 +133,8 @@ class Run:
         if output is None or frame.passing is None:
             return output
         with torch._C.DisableTorchFunction():
-            return self._leave_passing(frame, output)
-
-    def _enter_passing(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Remember the input of a module whose rule is to pass relevance on."""
-        carriers = [t for t in containers.tensors((args, kwargs)) if self.carries(t)]
-        if len(carriers) != 1:
-            raise LRPError(
-                f"Pass() on {self.plan.name_of(module)} needs one input to pass relevance to, but {len(carriers)} of "
-                "its inputs depend on the explained input. Give its operations rules instead."
-            )
-        # Its relevance comes past whatever consumes it, so the layer that made it gets its rule now.
-        carrier = self.settled(carriers[0])
-        # What runs inside may overwrite it, so its place in the graph and its values are kept apart.
-        note = notes.read(carrier, self)
-        held: Tensor = ScaleNode.apply(self, 1.0, carrier)
-        if note is not None:
-            notes.write(held, self, link=note.link, maker=note.maker)
-        self.frames[-1].passing = (held, carrier.detach().clone())
-        return replace_tensors((args, kwargs), {id(carriers[0]): carrier})  # type: ignore[no-any-return]
-
-    def _leave_passing(self, frame: Frame, output: Any) -> Tensor:
-        """Return the module's output, with its relevance going straight to the module's input."""
-        assert frame.passing is not None
-        output = self.settled(output) if isinstance(output, Tensor) else output
-        a, values = frame.passing
-        return self.passed(a, output, values, frame.module)
-
-    def passed(self, a: Tensor, output: Any, values: Tensor | None = None, module: nn.Module | None = None) -> Tensor:
-        """Return a value whose relevance goes to ``a``, of the same shape, as it is."""
-        if not isinstance(output, Tensor) or output.shape != a.shape:
-            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise LRPError(
-                f"Pass() on {self.plan.name_of(module or self.frames[-1].module)} needs an output of the input's shape "
-                f"{tuple(a.shape)}, got {found}. Give its operations rules instead."
-            )
-        source = notes.read(a, self)
-        link_in = None if source is None or source.link is None else source.link()
-        if self.observer is not None and self.watched:
-            a = self.observer.probe(self, a)
-            link_in = None if link_in is None else self.observer.probe(self, link_in, as_relevance=True)
-        out, link = PassNode.apply(self, a, a.detach() if values is None else values, output, link_in)
-        notes.write(out, self, link=lambda: link)
-        if self.observer is not None and self.watched:
-            self.observer.passed(self, a if values is None else values, out, link, linked=link_in is not None)
-        return out  # type: ignore[no-any-return]
+            output = self.settled(output) if isinstance(output, Tensor) else output
+            return passing.passed(self, frame.passing, output, self.plan.name_of(module))
 
     def settled(self, tensor: Tensor) -> Tensor:
         """Return the tensor with the rule of the layer that made it set for consumers of any kind."""
@@ -231,9 +194,14 @@ class Run:
         self, operation: Operation, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run one torch call of the model under its rule."""
-        dependent, constants, waiting, stopped = self._survey(args, kwargs)
+        # Of x.type_as(y) and its like, the second operand gives a shape or a type alone.
+        data = args[:1] if operation.name in SHAPED_BY_ANOTHER else (*args, *kwargs.values()) if kwargs else args
+        dependent, constants, waiting, stopped = self._survey(data)
         if not dependent:
-            return self._constant(function, args, kwargs, constants, stopped)
+            out = self._constant(function, args, kwargs, constants, stopped)
+            if stopped and self.plan.softmax_is_ruled:
+                return softmax.recognize(self, operation, args, kwargs, out)
+            return out
         call = Call(operation, function, args, kwargs, dependent)
         if operation.kind == "batch norm" and not call.argument(5, "training", False):
             return self._batch_norm(call, waiting)
@@ -244,13 +212,14 @@ class Run:
         if operation.kind == "linear":
             return linear.linear(self, call, self._rule(call))
         if operation.kind in ("product", "added product") and len(call.dependent) == 1:
-            dense = linear.weight_of_product(self, call)
-            rule = None if dense is None else self._layer_rule(call, dense[1][1])
-            if dense is not None and rule is not None:
-                return linear.execute(self, call, rule, *dense, function=linear.product_of_weight(call))
+            product = weighted_product(self, call)
+            rule = None if product is None else self._layer_rule(call, product.tensors[1])
+            if product is not None and rule is not None:
+                return linear.execute(self, call, rule, product.map, product.tensors, product.function)
         if constants:
             call = call.replaced({id(t): self.shield(t) for t in constants})
-        return self.observed(call, self._rule(call), HANDLERS[operation.kind])
+        out = self.observed(call, self._rule(call), HANDLERS[operation.kind])
+        return softmax.recognize(self, operation, args, kwargs, out) if self.plan.softmax_is_ruled else out
 
     @property
     def watched(self) -> bool:
@@ -264,19 +233,19 @@ class Run:
             return self.observer.operation(self, call, rule, handler)
         return handler(self, call, rule)
 
-    def _survey(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, LayerCall]], bool]:
+    def _survey(self, data: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, LayerCall]], bool]:
         """Return the operands that carry relevance, those that do not, the layers to settle, and any stopped value."""
         dependent: list[Tensor] = []
         constants: list[Tensor] = []
         waiting: list[tuple[Tensor, LayerCall]] = []
         stopped = False
-        for tensor in tensors_in((*args, *kwargs.values()) if kwargs else args):
+        for tensor in tensors_in(data):
             if not tensor.requires_grad:
                 continue
             note = None if tensor.is_leaf else notes.read(tensor, self)
             kind = "parameter" if tensor.is_leaf else self._constant_kind(tensor, note)
+            if note is None and not kind and (function := made_by_function(tensor)) is not None:
+                kind = self._hidden(tensor, function)
             if kind:
                 constants.append(tensor)
                 stopped = stopped or kind == "stopped"
@@ -293,6 +262,18 @@ class Run:
                 if tensor.requires_grad and not tensor.is_leaf:
                     notes.write(tensor, self, constant="stopped" if stopped else "parameter")
         return out
+
+    def _hidden(self, tensor: Tensor, function: type[Function]) -> notes.Constant:
+        """Tell of a result of an autograd function of the model's own, which keeps the gradient that it computes."""
+        rule = self.plan.function_rule(function)
+        if isinstance(rule, Constant):
+            stop(self, (tensor,))
+            return "stopped"
+        if rule is None:
+            reason = "what it computes cannot be seen, and it keeps the gradient that it defines"
+            report(self, f"autograd function {function.__name__}", reason, function.__name__, [tuple(tensor.shape)])
+        notes.write(tensor, self)
+        return ""
 
     def _settle(self, call: Call, waiting: list[tuple[Tensor, LayerCall]]) -> Call:
         """Set the rules of the layers that made the operands, now that their consumer is known."""
@@ -336,26 +317,12 @@ class Run:
 
     def unmatched(self, call: Call, reason: str) -> None:
         """Report an operation without a rule as the composite asks for: an error, a warning, or nothing."""
-        self.report(f"operation {call.operation.name}", reason, [tuple(t.shape) for t in call.dependent])
+        name = call.operation.name
+        report(self, f"operation {name}", reason, expression(name), [tuple(t.shape) for t in call.dependent])
 
-    def report(self, what: str, reason: str, shapes: Iterable[Any] = ()) -> None:
-        """Report something that no rule serves, with the module and the line of the model that ran it."""
-        policy = self.plan.composite.unmatched
-        if self.observer is not None and policy != "error":
-            self.observer.fell_back(what.removeprefix("operation "))
-        if policy == "gradient":
-            return
-        where = self.plan.name_of(self.frames[-1].module) if self.frames else "the model"
-        site = _call_site()
-        listed = ", ".join(map(str, shapes))
-        message = (
-            f"{what} in {where}{f' ({site})' if site else ''}{f' on shape {listed}' if listed else ''}: {reason}. "
-            f"Add an entry for it to the composite, such as ({expression(what.rsplit(' ', 1)[-1])}, "
-            'lrphooks.rules.Gradient()), or choose unmatched="warn" or "gradient" to keep its plain gradient.'
-        )
-        if policy == "error":
-            raise UnmatchedError(message)
-        warnings.warn(message, UnmatchedWarning, stacklevel=2)
+    def name_of_running(self) -> str:
+        """Return the module that is running as messages name it."""
+        return self.plan.name_of(self.frames[-1].module) if self.frames else "the model"
 
     # --- rules ---
 
@@ -392,12 +359,3 @@ class Run:
                 self._claimed[first] = owner
                 return rule
         return None
-
-
-def _call_site() -> str:
-    """Return file and line of the innermost frame outside torch and this package."""
-    for frame in reversed(traceback.extract_stack(sys._getframe(1))):
-        parts = frame.filename.replace("\\", "/")
-        if "/lrphooks/" not in parts and "/torch/" not in parts:
-            return f"{frame.filename}:{frame.lineno}"
-    return ""

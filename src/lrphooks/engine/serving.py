@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lrphooks import matching
+from lrphooks.engine.weighted import OPERATIONS
 from lrphooks.operations import Kind, Operation, classify, names
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
@@ -50,17 +51,15 @@ SERVED: dict[Kind, tuple[type[Rule], ...]] = {
     "linear": (LinearRule, InputRule, Pass),
 }
 
-#: Products that are linear layers where one operand is a parameter.
-_OF_WEIGHTS = ("matmul", "mm", "addmm")
-
 
 def serves(rule: Rule, operation: Operation) -> bool:
     """Whether an operation can have a rule."""
-    if isinstance(rule, Gradient | Constant):
+    if isinstance(rule, Gradient | Constant) or operation.kind == "recurrent":
+        # A recurrent layer says itself what its cells want.
         return True
     if operation.kind == "select":
         return isinstance(rule, _ELEMENTWISE) and operation.name in ELEMENTWISE_SELECT
-    if operation.name in _OF_WEIGHTS and isinstance(rule, LinearRule | InputRule):
+    if operation.name in OPERATIONS and isinstance(rule, LinearRule | InputRule):
         return True
     return isinstance(rule, SERVED.get(operation.kind, ()))
 
@@ -73,7 +72,7 @@ def check_entries(composite: Composite) -> None:
     for index, (matcher, rule) in enumerate(composite.entries):
         if isinstance(matcher, matching.First) and not isinstance(rule, LinearRule | InputRule):
             others = [
-                n for n in matching.operation_names(matcher) if classify(n).kind != "linear" and n not in _OF_WEIGHTS
+                n for n in matching.operation_names(matcher) if classify(n).kind != "linear" and n not in OPERATIONS
             ]
             if others:
                 raise TypeError(
@@ -94,6 +93,6 @@ def _serving(operation: Operation) -> tuple[type[Rule], ...]:
     more = SERVED.get(operation.kind, ())
     if operation.kind == "select" and operation.name in ELEMENTWISE_SELECT:
         more = _ELEMENTWISE
-    if operation.name in _OF_WEIGHTS:
+    if operation.name in OPERATIONS:
         more = (LinearRule, InputRule, *more)
     return Gradient, Constant, *more

@@ -99,7 +99,7 @@ NAMESPACES: dict[str, Any] = {
 
 def _namespaces() -> Iterator[Any]:
     # The functional namespace comes last: its plain Python wrappers are the ones a function mode sees.
-    yield from (torch._VF, *(getattr(torch._C, name) for name in ("_nn", "_special", "_linalg", "_fft")))
+    yield from (torch._VF, *(getattr(torch._C, name) for name in ("_nn", "_special", "_linalg", "_fft", "_sparse")))
     yield from (torch.special, torch.linalg, torch.fft, torch.functional, torch, torch.Tensor, F)
 
 
@@ -136,7 +136,7 @@ _PASSIVE = """
     __float__ __index__ __contains__ __format__ __repr__ __hash__ register_hook retain_grad requires_grad_ backward
     eq ne lt le gt ge argmax argmin argsort isnan isinf isfinite any all new_zeros new_ones new_empty new_full
     new_tensor bool long int short char byte __eq__ __ne__ __lt__ __le__ __gt__ __ge__ storage untyped_storage
-    logical_not logical_and logical_or bitwise_not is_set_to has_names
+    logical_not logical_and logical_or bitwise_not is_set_to
 """
 
 

@@ -14,11 +14,14 @@ SHAPE = """
     take take_along_dim masked_select flip fliplr flipud rot90 roll diagonal diag diagflat diag_embed tril triu
     repeat repeat_interleave tile to float double half bfloat16 type type_as cpu cuda as_strided pixel_shuffle
     pixel_unshuffle channel_shuffle native_channel_shuffle atleast_1d atleast_2d atleast_3d alias positive dropout
-    dropout1d dropout2d dropout3d feature_dropout requires_grad resolve_conj resolve_neg unsafe_view lift_fresh
+    dropout1d dropout2d dropout3d feature_dropout requires_grad resolve_conj resolve_neg _unsafe_view lift_fresh
     detach_copy to_dense _to_copy view_copy expand_copy squeeze_copy unsqueeze_copy permute_copy transpose_copy
     t_copy pin_memory __deepcopy__ narrow_copy select_copy slice_copy diagonal_copy alias_copy as_strided_copy
     cdouble cfloat chalf
 """
+
+#: Those of SHAPE whose second operand gives a shape or a type alone.
+SHAPED_BY_ANOTHER = frozenset(("view_as", "reshape_as", "expand_as", "type_as", "to"))
 
 #: As SHAPE, with several results.
 SPLIT = """
@@ -54,21 +57,21 @@ LINEAR_COMBINATION = """
     upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d fold unfold embedding embedding_bag affine_grid diff
     segment_reduce fft ifft fft2 ifft2 fftn ifftn rfft irfft rfft2 irfft2 rfftn irfftn hfft ihfft hfft2 ihfft2 hfftn
     ihfftn fftshift ifftshift stft istft real imag view_as_real view_as_complex complex conj conj_physical
-    alpha_dropout feature_alpha_dropout unfold_copy im2col col2im data_sparse block_diag cartesian_prod combinations
+    alpha_dropout feature_alpha_dropout unfold_copy im2col col2im block_diag cartesian_prod combinations
     pad_sequence _pad_packed_sequence
 """
 
 #: Multiplies activations: each receives an equal part.
 PRODUCT = """
     mul mm bmm mv matmul dot vdot inner outer einsum tensordot kron chain_matmul multi_dot cross
-    prod bilinear _sparse_mm grid_sample lerp vecdot hadamard
+    prod bilinear _sparse_mm _grouped_mm grid_sample lerp vecdot
 """
 
 #: Adds to its first argument the product of the next two.
 ADDED_PRODUCT = "addmm addmv addbmm baddbmm addr addcmul"
 
 #: Divides: the denominator is a constant.
-DIVISION = "div addcdiv"
+DIVISION = "div addcdiv solve solve_triangular triangular_solve cholesky_solve"
 
 #: Elementwise with f(0) = 0: relevance keeps its place.
 ACTIVATION = """

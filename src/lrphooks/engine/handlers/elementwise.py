@@ -17,6 +17,7 @@ from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.handlers.common import function_of, in_place, learned, plain
 from lrphooks.engine.nodes import ElementwiseNode
+from lrphooks.engine.passing import through
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU, Pass
 
@@ -52,7 +53,7 @@ def activation(run: Run, call: Call, rule: Rule) -> Any:
     note = notes.read(source, run)
     if isinstance(rule, Pass) and call.operation.kind == "constant":
         # It does not keep 0, so what falls on a 0 must pass too.
-        return run.passed(source, call.invoke())
+        return through(run, source, call.invoke())
     function = function_of(call)
     ratio = _RATIOS.get(call.operation.name) if len(call.args) + len(call.kwargs) == 1 else None
     if ratio is None:

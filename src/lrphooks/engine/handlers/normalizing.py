@@ -14,6 +14,7 @@ from torch import Tensor
 from lrphooks.engine.call import Call, replace_tensors
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.nodes import NormalizationNode, ScaleNode
+from lrphooks.engine.passing import through
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
 
@@ -70,7 +71,7 @@ def normalization(run: Run, call: Call, rule: Rule) -> Any:
     if isinstance(rule, Gradient | Constant):
         return plain(run, call, rule)
     if isinstance(rule, Identity | Pass):
-        return run.passed(call.dependent[0], call.invoke())
+        return through(run, call.dependent[0], call.invoke())
     name = call.operation.name
     positions = POSITIONS[name]
     x, weight = call.dependent[0], call.argument(positions[0], "weight")

@@ -122,16 +122,32 @@ def _multiply_handler(run: Run, call: Call, rule: Rule, *, first: int) -> Any:
     return _multiply(run, call, rule, first)
 
 
+#: Where the matrix stands that a solution is divided by, and its name.
+_MATRIX = {"solve": (0, "A"), "solve_triangular": (0, "A"), "triangular_solve": (1, "A"), "cholesky_solve": (1, "L")}
+
+
+def denominator_of(call: Call) -> tuple[int, str]:
+    """Return the place and the name of the argument that a quotient is divided by."""
+    name = call.operation.name
+    if name in _MATRIX:
+        place, key = _MATRIX[name]
+        return place, next((k for k in (key, "input2", "input") if k in call.kwargs), key)
+    if call.operation.reversed:
+        return 0, "input"
+    return (2, "tensor2") if name == "addcdiv" else (1, "x2" if "x2" in call.kwargs else "other")
+
+
 def division(run: Run, call: Call, rule: Rule) -> Any:
-    """The denominator is a constant; a quotient of a constant is one, and so is a rounded quotient."""
+    """The denominator is a constant; a quotient of a constant is one, and so is a rounded quotient.
+
+    The matrix that a system of equations is solved with is a denominator.
+    """
     if isinstance(rule, Gradient):
         return call.invoke()
     if call.kwargs.get("rounding_mode") is not None:
         return plain(run, call, Constant())
     call = positional(call)
-    place, name = (2, "tensor2") if call.operation.name == "addcdiv" else (1, "x2" if "x2" in call.kwargs else "other")
-    if call.operation.reversed:
-        place = 0
+    place, name = denominator_of(call)
     denominator = call.argument(place, name)
     if not isinstance(denominator, Tensor) or not run.carries(denominator):
         return plain(run, call, rule)

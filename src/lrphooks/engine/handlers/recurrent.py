@@ -84,7 +84,7 @@ def _joined(run: Run, value: Tensor, twin: Tensor) -> Tensor:
     out: Tensor = TwinNode.apply((unaliased(value),), twin)
     note = notes.read(twin, run)
     if note is not None:
-        notes.write(out, run, nonnegative=note.nonnegative)
+        notes.write(out, run, nonnegative=note.nonnegative, maker=note.maker)
     if not run.carries(twin):
         stop(run, out)
     return out
@@ -152,15 +152,17 @@ def _forwards(step: Step, inputs: Sequence[Tensor], state: State) -> tuple[list[
 
 
 def _backwards(step: Step, inputs: Sequence[Tensor], initial: State) -> tuple[list[Tensor], State]:
-    """Run against the sequence; rows join where theirs ends."""
+    """Run against the sequence; rows join where theirs ends, by a step of their own while their state is constant."""
     outputs = []
     rows = len(inputs[-1])
     state = tuple(s[:rows] for s in initial)
     for x in reversed(inputs):
+        joining = slice(rows, len(x))
+        steps = [step(x[:rows], state)]
         if len(x) > rows:
-            state = tuple(torch.cat((s, new[rows : len(x)])) for s, new in zip(state, initial, strict=True))
+            steps.append(step(x[joining], tuple(s[joining] for s in initial)))
             rows = len(x)
-        state = step(x, state)
+        state = steps[0] if len(steps) == 1 else tuple(torch.cat(parts) for parts in zip(*steps, strict=True))
         outputs.append(state[0])
     return outputs[::-1], state
 

@@ -1,0 +1,78 @@
+"""Relevance that goes straight from the output of a module or an operation to its input: the rule Pass."""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lrphooks.engine import containers, notes
+from lrphooks.engine.call import replace_tensors
+from lrphooks.engine.errors import LRPError
+from lrphooks.engine.nodes import PassNode, ScaleNode
+
+if TYPE_CHECKING:
+    from lrphooks.engine.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The input that relevance passes to: its place in the graph, its values, and the way for relevance itself."""
+
+    tensor: Tensor
+    values: Tensor
+    link: Callable[[], Tensor | None] | None
+
+    @classmethod
+    def of(cls, run: Run, tensor: Tensor, values: Tensor | None = None) -> Source:
+        """Return a tensor as a source, with values of another time if they may have changed since."""
+        note = notes.read(tensor, run)
+        return cls(tensor, tensor.detach() if values is None else values, None if note is None else note.link)
+
+
+def enter(run: Run, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any, Source]:
+    """Return a module's arguments as it is to see them, and the one input that relevance will pass to."""
+    carriers = [t for t in containers.tensors((args, kwargs)) if run.carries(t)]
+    if len(carriers) != 1:
+        raise LRPError(
+            f"Pass() on {run.plan.name_of(module)} needs one input to pass relevance to, but {len(carriers)} of its "
+            "inputs depend on the explained input. Give its operations rules instead."
+        )
+    # Its relevance comes past whatever consumes it, so the layer that made it gets its rule now.
+    carrier = run.settled(carriers[0])
+    note = notes.read(carrier, run)
+    # What runs inside may overwrite it, so its place in the graph and its values are kept apart.
+    held: Tensor = ScaleNode.apply(run, 1.0, carrier)
+    if note is not None:
+        notes.write(held, run, link=note.link, maker=note.maker)
+    args, kwargs = replace_tensors((args, kwargs), {id(carriers[0]): carrier})
+    return args, kwargs, Source.of(run, held, carrier.detach().clone())
+
+
+def passed(run: Run, source: Source, output: Any, where: str) -> Tensor:
+    """Return a value whose relevance goes to the source, of the same shape, as it is."""
+    a = source.tensor
+    if not isinstance(output, Tensor) or output.shape != a.shape:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise LRPError(
+            f"Pass() on {where} needs an output of the input's shape {tuple(a.shape)}, got {found}. Give its "
+            "operations rules instead."
+        )
+    link_in = None if source.link is None else source.link()
+    if run.observer is not None and run.watched:
+        a = run.observer.probe(run, a)
+        link_in = None if link_in is None else run.observer.probe(run, link_in, as_relevance=True)
+    out, link = PassNode.apply(run, a, source.values, output, link_in)
+    notes.write(out, run, link=lambda: link)
+    if run.observer is not None and run.watched:
+        run.observer.passed(run, source.values, out, link, linked=link_in is not None)
+    return out  # type: ignore[no-any-return]
+
+
+def through(run: Run, a: Tensor, output: Any) -> Tensor:
+    """Return the output of an operation whose relevance goes to its operand ``a`` as it is."""
+    return passed(run, Source.of(run, a), output, run.name_of_running())

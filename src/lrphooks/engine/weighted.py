@@ -1,0 +1,74 @@
+"""Products of an activation and a parameter: linear layers that a model writes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lrphooks.engine.call import Call
+from lrphooks.layers.linear_map import Dense, General, LinearMap
+
+if TYPE_CHECKING:
+    from lrphooks.engine.run import Run
+
+#: The operations that are linear layers where one operand is a parameter.
+OPERATIONS = ("matmul", "mm", "addmm", "_grouped_mm")
+
+
+@dataclass(frozen=True)
+class WeightedProduct:
+    """A linear map, its input, weight and bias, and the call as a function of the three."""
+
+    map: LinearMap
+    tensors: tuple[Tensor, Tensor, Tensor | None]
+    function: Callable[..., Tensor]
+
+
+def weighted_product(run: Run, call: Call) -> WeightedProduct | None:
+    """Return a product with a parameter as a linear layer, or None where it is something else."""
+    if call.operation.name not in OPERATIONS or call.operation.reversed:
+        return None
+    if call.operation.name == "_grouped_mm":
+        return _grouped(run, call)
+    bias: Tensor | None = None
+    if call.operation.name == "addmm":
+        if call.kwargs.get("beta", 1) != 1 or call.kwargs.get("alpha", 1) != 1 or len(call.args) != 3:
+            return None
+        bias, a, weight = call.args
+    elif len(call.args) == 2:
+        a, weight = call.args
+    else:
+        return None
+    if not _is_weight(run, a, weight) or weight.dim() != 2:
+        return None
+    if isinstance(bias, Tensor) and (run.carries(bias) or bias.dim() != 1):
+        return None
+
+    def function(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        operands = (a, weight.t()) if bias is None else (bias, a, weight.t())
+        out: Tensor = call.function(*operands, **call.kwargs)
+        return out
+
+    return WeightedProduct(Dense(), (a, weight.t(), bias), function)
+
+
+def _grouped(run: Run, call: Call) -> WeightedProduct | None:
+    """The experts of a mixture: each row times the matrix of its own expert."""
+    if len(call.args) < 2 or call.kwargs.get("bias") is not None or len(call.args) > 3:
+        return None
+    a, weight, *rest = call.args
+    if not _is_weight(run, a, weight):
+        return None
+
+    def function(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        out: Tensor = call.function(a, weight, *rest, **call.kwargs)
+        return out if bias is None else out + bias
+
+    return WeightedProduct(General(function), (a, weight, None), function)
+
+
+def _is_weight(run: Run, a: object, weight: object) -> bool:
+    return isinstance(weight, Tensor) and run.carries(a) and not run.carries(weight) and run.made_of_parameters(weight)
