@@ -76,6 +76,27 @@ def test_constants_are_a_sink_of_their_own():
     assert report.unexplained < 1e-14
 
 
+@pytest.mark.parametrize("write", ["whole", "view", "part", "both"])
+def test_constants_written_in_place_are_seen_through_every_view(write):
+    class Writes(nn.Module):
+        def forward(self, x):
+            y = x * 2.0
+            z = y.view(2, 2, 3)
+            if write == "whole":
+                y += 1.5
+            elif write == "view":
+                z += 1.5
+            else:
+                z[:, 1] += 1.5
+            return (y.flatten(1) + z.flatten(1)).sum(1) if write == "both" else y.sum(1)
+
+    x = torch.randn(2, 6, dtype=torch.float64)
+    report = audit(Writes(), x, 0, EXACT)
+    count = {"whole": 12, "view": 12, "part": 6, "both": 12}[write]
+    assert report.sinks == {"constants": pytest.approx(1.5 * count, rel=1e-12)}
+    assert report.unexplained < 1e-14
+
+
 def test_the_offset_of_a_softmax():
     """AttnLRP expands p = softmax(s) at s: p - J s is left over."""
     s = torch.tensor([[0.3, -1.2, 2.0]], dtype=torch.float64)

@@ -39,18 +39,23 @@ class Flow:
     relevance: Tensor | None = None
     source: Record | None = None
 
-    def watch(self, tensor: Tensor, *, as_relevance: bool = False) -> None:
-        """Keep the gradient that arrives at a tensor."""
+    def watch(self, tensor: Tensor, *, as_relevance: bool = False, written: Tensor | None = None) -> None:
+        """Keep the gradient that arrives at a tensor, or at the part of another that was ``written`` through it."""
+        name = "relevance" if as_relevance else "gradient"
+
+        # The hook must not hold the tensors, which hold the hook.
+        part = None if written is None else _part(written, tensor)
 
         def keep(gradient: Tensor | None) -> None:
-            if gradient is None:
-                return
-            name = "relevance" if as_relevance else "gradient"
-            before = getattr(self, name)
-            setattr(self, name, gradient.detach() if before is None else before + gradient.detach())
+            if gradient is not None:
+                found = gradient.detach() if part is None else part(gradient.detach())
+                before = getattr(self, name)
+                setattr(self, name, found if before is None else before + found)
 
-        if tensor.requires_grad:
-            tensor.register_hook(keep)  # type: ignore[no-untyped-call]
+        # What was written through a view is used through its base as well.
+        watched = tensor if written is None else written
+        if watched.requires_grad:
+            watched.register_hook(keep)  # type: ignore[no-untyped-call]
 
     @property
     def amount(self) -> float:
@@ -162,7 +167,7 @@ class Recorder(Observer):
         results = list(self._results(call, out))
         for tensor in results:
             flow = Flow(tensor.detach().clone())
-            flow.watch(tensor)
+            flow.watch(tensor, written=tensor._base if call.writes_in_place and tensor._is_view() else None)
             record.arrived.append(flow)
             notes.write(tensor, run, maker=record)
         fallen = sum(self.fallbacks.values()) > unruled
@@ -249,6 +254,18 @@ class Recorder(Observer):
         for tensor in results:
             if isinstance(tensor, Tensor) and tensor.requires_grad and not tensor.is_leaf:
                 yield tensor
+
+
+def _part(base: Tensor, view: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what takes the part of a gradient of the base that belongs to a view of it."""
+    whole, size, stride = (base.size(), base.stride()), view.size(), view.stride()
+    offset = view.storage_offset() - base.storage_offset()
+
+    def part(gradient: Tensor) -> Tensor:
+        laid_out = torch.empty_strided(*whole, dtype=gradient.dtype, device=gradient.device)
+        return laid_out.copy_(gradient).as_strided(size, stride, offset)
+
+    return part
 
 
 def _distinct(tensors: list[Tensor]) -> list[Tensor]:
