@@ -81,7 +81,6 @@ def _measure_double(case: Case, row: Measurement) -> None:
     try:
         _check_gradient(case)
         _compare_forward(case, row)
-        _default_composite(case, row)
     except NoGradientError as error:
         # Some models run in single precision alone; their forward value is compared there.
         row.notes.append(f"does not run in double precision: {error}")
@@ -91,6 +90,7 @@ def _measure_double(case: Case, row: Measurement) -> None:
         except NoGradientError:
             return
         row.unexplained = _unexplained(case, row)
+        _default_composite(case, row)
         remove_additive(case)
         row.conserved = _conserved(case, row)
 

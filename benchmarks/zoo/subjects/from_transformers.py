@@ -29,6 +29,8 @@ PATH = Path(__file__).with_name("transformers_types.json")
 ATTENTION = ("eager", "sdpa")
 #: Mixtures of experts run in one grouped product, or in a loop, which knows double precision too.
 LOOP = "looped experts"
+#: Types that put images between words, on words alone.
+WORDS = "words alone"
 ROWS, STEPS = 2, 7
 
 #: Sizes by the names that configurations share.
@@ -77,6 +79,8 @@ TWO_TOWERS = frozenset(
      "owlv2", "owlvit", "siglip", "siglip2", "vision-text-dual-encoder", "xclip"}
 )  # fmt: skip
 TOKENS = r"(word_embeddings|embed_tokens|token_embedding|wte)\.weight$"
+#: Parameters of single types that add to activations.
+ADDED: dict[str, str] = dict.fromkeys(("inkling2_text", "inkling2_loop_text"), r"static_weight$")
 
 #: What some types need beside, or instead.
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -90,11 +94,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "deepseek_v2": {"num_key_value_heads": 4},
     "deepseek_v3": {"num_key_value_heads": 4},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 4},
     "funnel": {"block_sizes": [1, 1], "d_head": 8, "n_head": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
     "gptj": {"rotary_dim": 4},
     "electra": {"embedding_size": 16},
-    "gemma3": {"image_size": 32},
+    "gemma3": {"mm_tokens_per_image": 4},
     "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4},
     "longformer": {"attention_window": 4},
     "mamba": {"intermediate_size": 64, "conv_kernel": 4},
@@ -127,16 +132,16 @@ def subjects() -> list[Subject]:
 
 def build(name: str, kind: str) -> Case:
     """Return a small random model of a type, with a kind of attention and of experts."""
-    attention, _, loop = kind.partition(", ")
-    keywords = {"experts_implementation": "eager"} if loop else {}
+    attention, *options = kind.split(", ")
+    keywords = {"experts_implementation": "eager"} if LOOP in options else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = small(CONFIG_MAPPING[name], SPECIAL.get(name, {}))
         model = AutoModel.from_config(config, attn_implementation=attention, **keywords)
-    inputs = _inputs(model)
+    inputs = {"inputs_embeds": _embeddings(model)} if WORDS in options else _inputs(model)
     explained = tuple(key for key, value in inputs.items() if value.is_floating_point())
     # Where images and words go into one stream, the words' embeddings are added to it.
-    tokens = "" if "input_ids" not in inputs or name in TWO_TOWERS else TOKENS
+    tokens = ADDED.get(name, "") if "input_ids" not in inputs or name in TWO_TOWERS else TOKENS
     return Case(model, keywords=inputs, explained=explained, outputs=_tensor, additive=tokens)
 
 
@@ -145,7 +150,9 @@ def kinds(name: str) -> list[str]:
     if type(default := CONFIG_MAPPING[name]()) not in MODEL_MAPPING:
         return []
     experts = any(getattr(default, key, None) for key in EXPERTS)
-    return [*ATTENTION, *(f"{attention}, {LOOP}" for attention in ATTENTION if experts)]
+    words = hasattr(default, "vision_config") and name not in TWO_TOWERS
+    options = [LOOP] * experts + [WORDS] * words
+    return [*ATTENTION, *(f"{attention}, {option}" for option in options for attention in ATTENTION)]
 
 
 def small(kind: type[PretrainedConfig], special: dict[str, Any]) -> PretrainedConfig:

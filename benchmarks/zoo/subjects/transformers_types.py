@@ -49,9 +49,11 @@ def tried(name: str, kind: str) -> dict[str, Any]:
             return {"error": f"{count / 1e6:.0f} million parameters"}
         inputs = case.inputs()
         outputs = case(inputs)
-        if not outputs[0].requires_grad:
+        gradients = torch.autograd.grad(outputs[0].sum(), inputs, allow_unused=True)
+        if all(gradient is None for gradient in gradients):
             return {"error": "the output does not depend on the input"}
-        torch.autograd.grad(outputs[0].sum(), inputs, allow_unused=True)
+        if not all(bool(t.isfinite().all()) for t in outputs):
+            return {"error": "the output is not finite"}
         return {"parameters": count, "shapes": [list(t.shape) for t in outputs]}
     except Exception as error:  # any error belongs in the row
         return {"error": describe(error)}
