@@ -1,6 +1,7 @@
-"""The command `lrphooks explain`, in this process and as a program of its own."""
+"""The commands `lrphooks explain` and `lrphooks audit`, in this process and as programs of their own."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -12,9 +13,12 @@ import torch
 from PIL import Image
 
 import lrphooks
-from lrphooks import composites
+from lrphooks import Composite, composites
+from lrphooks.audit.report import LayerRow, OperationRow, Report, worth_reading
 from lrphooks.cli import COMPOSITES, SAMPLE, main
 from lrphooks.digits import images, load_image, load_network
+from lrphooks.matching import AnyLinear
+from lrphooks.rules import Epsilon
 
 PACKAGED = next(path for path in images() if path.name == SAMPLE)
 
@@ -180,6 +184,11 @@ def failure(arguments, capsys):
         (["explain", "--target", "-1"], r"--target -1 is out of range"),
         (["explain", "--output", "map.jpg"], r"--output map\.jpg must end in \.png"),
         (["explain", "--model", "efficientnet-lite0"], "needs a photograph: lrphooks explain IMAGE"),
+        (["audit", "--model", "efficientnet-lite0"], "needs a photograph: lrphooks audit IMAGE"),
+        (["audit", "--target", "10"], r"--target 10 is out of range"),
+        (["audit", "--tolerance", "nan"], "nan is no tolerance"),
+        (["audit", "--tolerance", "-1"], "-1 is no tolerance"),
+        (["audit", "--tolerance", "small"], "small is no tolerance"),
     ],
 )
 def test_a_wrong_call_exits_with_2(arguments, message, tmp_path, capsys):
@@ -250,3 +259,108 @@ def test_what_the_engine_refuses_exits_with_1(monkeypatch, capsys):
     assert status == 1
     assert error.startswith("lrphooks: error: ")
     assert "NaN" in error
+
+
+# --- lrphooks audit ---
+
+
+def test_without_arguments_the_books_of_a_packaged_digit_are_printed(tmp_path, capsys):
+    assert main(["audit"]) == 0
+    printed = capsys.readouterr().out
+    report = lrphooks.audit(load_network(), load_image(PACKAGED), 7)
+    assert printed.startswith("picture     digit-7.png (comes with the package)\nprediction  7, probability 1.0000\n")
+    assert printed.endswith(f"\n\n{report}\n")
+    share = report.relevance / report.output
+    assert re.search(rf"^f\(x\) +{report.output:.3f}  100\.00%$", printed, re.MULTILINE)
+    assert re.search(rf"^relevance of the inputs +{report.relevance:.3f} +{share:.2%}$", printed, re.MULTILINE)
+    assert max(map(len, printed.splitlines())) <= 120
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_audit_as_json(capsys):
+    assert main(["audit", "--json", "--composite", "AttnLRP", "--target", "2"]) == 0
+    report = lrphooks.audit(load_network(), load_image(PACKAGED), 2, composites.AttnLRP())
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(report.to_dict()))
+
+
+def test_books_that_do_not_balance_exit_with_1(monkeypatch, capsys):
+    assert main(["audit", "--tolerance", "0"]) == 1
+    captured = capsys.readouterr()
+    assert "relevance of the inputs" in captured.out
+    assert re.fullmatch(
+        r"lrphooks: error: \S+ of the largest amount in the books is unexplained, above the tolerance of 0\.\n",
+        captured.err,
+    )
+    monkeypatch.setattr("lrphooks.cli.audit", lambda *_: Report(1.0, float("nan"), {}, (), (), {}, ()))
+    assert main(["audit"]) == 1
+
+
+def test_a_program_of_its_own_says_whether_the_books_balance():
+    for arguments, status in (([], 0), (["--tolerance", "0"], 1)):
+        command = [sys.executable, "-m", "lrphooks", "audit", *arguments]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == status
+
+
+@pytest.mark.parametrize("arguments", [["--composite", "GuidedBackprop"], ["--composite", "DeconvNet", "--json"]])
+def test_a_modified_gradient_has_no_books(arguments, capsys):
+    status, error = failure(["audit", *arguments], capsys)
+    assert status == 1
+    assert "no books to balance" in error
+
+
+class Deep(torch.nn.Module):
+    """Thirty layers, of which the fifth has by far the largest bias; the model itself adds a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(2, 2)) for _ in range(30))
+        with torch.no_grad():
+            for block in self.blocks:
+                block[0].weight.copy_(torch.eye(2))
+                block[0].bias.fill_(0.01)
+            self.blocks[5][0].bias.fill_(10.0)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x + 100.0
+
+
+def test_of_many_calls_those_that_absorbed_most_are_shown():
+    report = lrphooks.audit(Deep(), torch.ones(1, 2), 0, Composite([(AnyLinear, Epsilon(0))]))
+    shown = worth_reading(report.layers)
+    assert len(report.layers) == 61
+    assert len(shown) == 16
+    assert [row.name for row in shown] == [row.name for row in report.layers if row in shown]
+    names = [row.name for row in shown]
+    # The constant is the model's own; a container that only holds a layer absorbed nothing itself.
+    assert "" in names
+    assert "blocks.5.0" in names
+    assert not any(re.fullmatch(r"blocks\.\d+", name) for name in names)
+    assert "These 16 of 61 calls of modules absorbed most." in str(report)
+    everything = report.text(everything=True)
+    assert all(re.search(rf"^blocks\.{i}\.0 ", everything, re.MULTILINE) for i in range(30))
+    assert "absorbed most" not in everything
+
+
+def test_long_names_and_small_amounts_are_readable():
+    rows = tuple(
+        LayerRow("encoder." * 10 + f"layer.{i}", "Linear", "Gradient(), " * 9, 1.0, 0.5, -4e-9 if i else 0.5)
+        for i in range(2)
+    )
+    operations = (*(OperationRow(f"operation_{i}", "Gradient()", 3) for i in range(40)),)
+    lines = str(Report(-2.0, -1.5, {"bias": -0.5, "stabilizer": 3e-9}, rows, operations, {}, ())).splitlines()
+    assert max(map(len, lines)) <= 140
+    assert lines[0] == "f(x)                     -2.0000  100.00%"
+    assert lines[2] == "absorbed: bias           -0.5000   25.00%"
+    assert lines[3] == "absorbed: stabilizer       3e-09    0.00%"
+    assert lines[4] == "unexplained              1.5e-09 of the largest amount"
+    assert re.search(r"^\.\.\.\S+layer\.0  Gradient\(\), .*\.\.\.  +1\.0000 +0\.5000 +0\.5000$", lines[8])
+    assert lines[9].endswith(" -4e-09")
+    assert sum(line.count("(3)") for line in lines) == 40
+
+
+def test_books_of_nothing_can_be_printed():
+    text = str(Report(0.0, 0.0, {}, (), (), {}, ()))
+    assert re.search(r"^f\(x\) +0$", text, re.MULTILINE)
+    assert "unexplained              0.0e+00" in text

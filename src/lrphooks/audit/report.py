@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+#: Up to how many calls of modules a report prints all, how many it prints of more, how wide names and lines may be.
+_ALL, _ROWS, _NAME, _LINE = 24, 16, 48, 110
 
 
 @dataclass(frozen=True)
@@ -79,45 +85,121 @@ class Report:
         return {**asdict(self), "unexplained": self.unexplained}
 
     def __str__(self) -> str:
-        amounts = [("f(x)", self.output), ("relevance of the inputs", self.relevance)]
-        amounts += [(f"  absorbed: {name}", amount) for name, amount in self.sinks.items()]
-        width = max(len(name) for name, _ in amounts)
-        lines = [f"{name:<{width}}  {amount:>14.6g}" for name, amount in amounts]
-        lines.append(f"{'unexplained':<{width}}  {self.unexplained:>14.2e}  of the largest")
-        lines += ["", *_table(("module", "rule", "arrived", "handed on", "absorbed"), self._layer_lines())]
-        lines += ["", *_table(("operation", "rule", "calls", ""), self._operation_lines())]
+        return self.text()
+
+    def text(self, *, everything: bool = False) -> str:
+        """Return the report as text; of many calls of modules only those that absorbed most, unless ``everything``."""
+        number = _numbers(self.scale)
+        lines = [*self._amounts(number), "", *self._calls(number, everything=everything), "", *self._operations()]
         if self.hidden:
             listed = ", ".join(f"{name} ({count})" for name, count in self.hidden.items())
             lines += ["", f"Not seen, so what they absorb is not known: {listed}."]
         if self.imbalances:
+            shown = self.imbalances if everything else self.imbalances[:5]
             lines += ["", "Relevance that no formula accounts for, the worst first:"]
-            lines += [
-                f"  {row.operation} under {row.rule} in {row.module}: {row.missing:.6g}" for row in self.imbalances[:5]
-            ]
+            lines += [f"  {row.operation} under {row.rule} in {row.module}: {row.missing:.6g}" for row in shown]
+            if len(shown) < len(self.imbalances):
+                lines.append(f"  and {len(self.imbalances) - len(shown)} more")
         return "\n".join(lines)
 
-    def _layer_lines(self) -> list[tuple[str, ...]]:
-        return [
-            (row.name or row.type, row.rule, f"{row.arrived:.6g}", f"{row.handed:.6g}", f"{row.absorbed:.6g}")
-            for row in self.layers
+    def _amounts(self, number: Callable[[float], str]) -> list[str]:
+        """Return the books: f(x), the relevance of the inputs and the sinks, each as a part of f(x) too."""
+        amounts = [("f(x)", self.output), ("relevance of the inputs", self.relevance)]
+        amounts += [(f"absorbed: {name}", amount) for name, amount in _largest_first(self.sinks)]
+
+        def part(amount: float) -> str:
+            return f"{amount / self.output:.2%}".replace("-0.00%", "0.00%") if self.output else ""
+
+        rows = [(name, number(amount), part(amount)) for name, amount in amounts]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows]
+        return [*lines, f"{'unexplained':<{widths[0]}}  {self.unexplained:.1e} of the largest amount"]
+
+    def _calls(self, number: Callable[[float], str], *, everything: bool) -> list[str]:
+        """Return the table of module calls."""
+        rows = self.layers if everything else worth_reading(self.layers)
+        cells = [
+            (
+                _cut(row.name or row.type, keep_end=True),
+                _cut(row.rule),
+                number(row.arrived),
+                number(row.handed),
+                number(row.absorbed),
+            )
+            for row in rows
         ]
+        lines = _table(("module", "rule", "arrived", "handed on", "absorbed"), cells)
+        if len(rows) < len(self.layers):
+            lines += ["", f"These {len(rows)} of {len(self.layers)} calls of modules absorbed most."]
+        return lines
 
-    def _operation_lines(self) -> list[tuple[str, ...]]:
-        return [
-            (row.name, row.rule, str(row.count), "no rule: plain gradient" if row.fell_back else "")
-            for row in self.operations
-        ]
+    def _operations(self) -> list[str]:
+        """Return what ran under each rule, and how often."""
+        under: dict[str, list[str]] = {}
+        for row in self.operations:
+            rule = "no rule: plain gradient" if row.fell_back else row.rule
+            under.setdefault(rule, []).append(f"{row.name} ({row.count})")
+        width = max((len(_cut(rule)) for rule in under), default=0)
+        lines = [f"{'rule':<{width}}  operations (calls)", "-" * (width + 20)]
+        for rule, names in under.items():
+            lead = f"{_cut(rule):<{width}}  "
+            lines += textwrap.wrap(
+                ", ".join(names), _LINE, initial_indent=lead, subsequent_indent=" " * len(lead), break_on_hyphens=False
+            )
+        return lines
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def worth_reading(rows: Sequence[LayerRow], count: int = _ROWS) -> tuple[LayerRow, ...]:
+    """Return of many calls ``count``, in their order: those that absorbed most outside of the modules in them.
+
+    Which module is in which is told by the names.
+    """
+    if len(rows) <= _ALL:
+        return tuple(rows)
+    own = [row.absorbed for row in rows]
+    outer: list[int] = []
+    for index, row in enumerate(rows):
+        while outer and rows[outer[-1]].name and not row.name.startswith(f"{rows[outer[-1]].name}."):
+            outer.pop()
+        if outer:
+            own[outer[-1]] -= row.absorbed
+        outer.append(index)
+    ranked = sorted(range(len(rows)), key=lambda index: -abs(own[index]))
+    return tuple(rows[index] for index in sorted(ranked[:count]))
+
+
+def _largest_first(amounts: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(amounts.items(), key=lambda item: -abs(item[1]))
+
+
+def _numbers(scale: float) -> Callable[[float], str]:
+    """Return how to write amounts of which the largest is ``scale``: five digits of that one, and the others below."""
+    decimals = 4 - math.floor(math.log10(scale)) if 0 < scale < math.inf else 0
+
+    def number(amount: float) -> str:
+        if amount == 0:
+            return "0"
+        if not 0 <= decimals <= 8:
+            return f"{amount:.4e}"
+        # What would print as zeros is small, not zero.
+        return f"{amount:.{decimals}f}" if abs(amount) >= 10.0**-decimals else f"{amount:.0e}"
+
+    return number
+
+
+def _cut(text: str, *, keep_end: bool = False) -> str:
+    """Return a text no wider than a column may be."""
+    if len(text) <= _NAME:
+        return text
+    return f"...{text[3 - _NAME :]}" if keep_end else f"{text[: _NAME - 3]}..."
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Return lines with columns aligned, numbers to the right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
 
     def line(row: tuple[str, ...]) -> str:
-        cells = [
-            cell.ljust(width) if i < 2 or not header[i] else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
+        cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
         return "  ".join(cells).rstrip()
 
     return [line(header), "-" * (sum(widths) + 2 * len(widths) - 2), *(line(row) for row in rows)]
