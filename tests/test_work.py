@@ -1,0 +1,195 @@
+"""What relevance costs, counted: products with weights against the floor of each rule, and saved tensors.
+
+A plain input gradient takes one product a layer forward and one backward. Time on a shared machine is noisy; these
+numbers are not, so that a regression fails every time.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from counting import cost
+from lrphooks import Composite
+from lrphooks.matching import AnyLinear
+from lrphooks.rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
+from small_networks import NETWORKS, PRESETS, every_layer, network, on_first
+
+#: Products forward and backward beyond those of the gradient, by what is known of a layer: whether its input is known
+#: not to be negative, and whether a ReLU follows.
+FLOORS = {
+    "LRP-0": (Epsilon(0), lambda known, relu: (0, 0)),
+    "Epsilon": (Epsilon(1e-6), lambda known, relu: (0, 0)),
+    "ZPlus": (ZPlus(), lambda known, relu: (1, 0) if known else (1, 1)),
+    "Gamma": (Gamma(0.25), lambda known, relu: (1, 0) if known and relu else (1, 1)),
+    "AlphaBeta": (AlphaBeta(2, 1), lambda known, relu: (1, 1)),
+    "AlphaBeta(1, 0)": (AlphaBeta(1, 0), lambda known, relu: (1, 0) if known else (1, 1)),
+}
+
+LAYERS = {
+    "conv": (lambda: [nn.Conv2d(4, 6, 3, padding=1)], (2, 4, 5, 5)),
+    "conv and norm": (lambda: [nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6)], (2, 4, 5, 5)),
+    "grouped conv": (lambda: [nn.Conv2d(4, 6, 3, groups=2)], (2, 4, 5, 5)),
+    "transposed conv": (lambda: [nn.ConvTranspose2d(4, 6, 3, stride=2)], (2, 4, 5, 5)),
+    "conv of one dimension": (lambda: [nn.Conv1d(4, 6, 3)], (2, 4, 9)),
+    "dense": (lambda: [nn.Linear(6, 8)], (3, 6)),
+    "dense on sequences": (lambda: [nn.Linear(6, 8)], (2, 3, 6)),
+}
+
+
+class Flat1(nn.Module):
+    """All outputs of a row, whatever their shape, without a ReLU."""
+
+    def forward(self, x):
+        return x.flatten(1)
+
+
+def single(layer, *, known, relu, frozen=True):
+    """A model of one layer, and its input."""
+    make, shape = LAYERS[layer]
+    around = [nn.ReLU()] if known else [], [nn.ReLU()] if relu else []
+    model = nn.Sequential(*around[0], *make(), *around[1], Flat1()).eval()
+    return model.requires_grad_(not frozen), torch.randn(shape)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["", "relu-follows"])
+@pytest.mark.parametrize("known", [False, True], ids=["any-sign", "nonnegative"])
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("rule", FLOORS)
+def test_no_product_more_than_the_floor(rule, layer, known, relu):
+    made, floor = FLOORS[rule]
+    model, x = single(layer, known=known, relu=relu)
+    plain, ruled = cost(model, x), cost(model, x, every_layer(made))
+    assert (plain.forward, plain.backward) == (1, 1), "this case counts nothing"
+    assert (ruled.forward - plain.forward, ruled.backward - plain.backward) == floor(known, relu)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("rule", FLOORS)
+def test_parameters_with_gradients_cost_nothing(rule, layer):
+    """A relevance pass computes no gradient of a parameter, though ``requires_grad`` asks for it."""
+    made, _ = FLOORS[rule]
+    frozen, learning = (single(layer, known=True, relu=True, frozen=frozen) for frozen in (True, False))
+    expected, found = (cost(model, x, every_layer(made)) for model, x in (frozen, learning))
+    assert (found.forward, found.backward) == (expected.forward, expected.backward)
+
+
+@pytest.mark.parametrize("rule", [ZBox(-3.0, 3.0), WSquare(), Flat()], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("others", [Epsilon(0), Epsilon(), ZPlus()], ids=["LRP-0", "Epsilon", "ZPlus"])
+def test_rules_of_first_layers(rule, others):
+    """At most two products more, and none of them in the layers above."""
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    model, x = nn.Sequential(*layers).eval().requires_grad_(False), torch.randn(2, 3, 8, 8)
+    above = cost(nn.Sequential(*layers[1:]), torch.rand(2, 4, 6, 6), every_layer(others))
+    found = cost(model, x, on_first(rule, others))
+    assert found.forward + found.backward <= above.forward + above.backward + 4
+
+
+def linear_layers(model):
+    """How many linear layers a model has."""
+    return sum(isinstance(m, nn.Linear | nn.Conv2d) for m in model.modules())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_whole_networks_with_lrp0_or_epsilon_cost_no_product_more(name):
+    model, x = network(name)
+    model.requires_grad_(False)
+    plain = cost(model, x)
+    for epsilon in (0, 1e-6):
+        ruled = cost(model, x, every_layer(Epsilon(epsilon)))
+        assert ruled.forward == plain.forward
+        # Fewer where a gate, which counts as constant, has a layer of its own.
+        assert 0 < ruled.backward <= plain.backward
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_network_of_relus_costs_three_halves(inplace):
+    """z-plus and gamma: one product more a layer, and in the first one, whose input has any sign, two."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace), nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 1), nn.ReLU(inplace), nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Flatten(),
+        nn.Linear(4, 5), nn.ReLU(inplace),
+    ).eval().requires_grad_(False)  # fmt: skip
+    x = torch.randn(2, 3, 9, 9)
+    plain = cost(model, x)
+    for rule in (ZPlus(), Gamma(0.25)):
+        ruled = cost(model, x, every_layer(rule))
+        assert ruled.forward - plain.forward == linear_layers(model)
+        assert ruled.backward - plain.backward == 1
+
+
+class Residual(nn.Module):
+    """A residual block as torchvision writes it: the last normalisation is followed by a sum, written in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = F.relu(x)
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += x
+        return self.relu(out).flatten(1)
+
+
+def test_a_residual_block():
+    """What adds to a skip may be negative: gamma takes two products more there, z-plus one."""
+    model, x = Residual().eval().requires_grad_(False), torch.randn(2, 4, 5, 5)
+    plain = cost(model, x.exp())
+    for rule, more in ((ZPlus(), 2), (Gamma(0.25), 3), (AlphaBeta(2, 1), 4), (Epsilon(), 0)):
+        ruled = cost(model, x.exp(), every_layer(rule))
+        assert ruled.forward + ruled.backward - plain.forward - plain.backward == more
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["any-sign", "nonnegative"])
+@pytest.mark.parametrize("layer", ["conv", "grouped conv", "transposed conv", "conv of one dimension"])
+@pytest.mark.parametrize("rule", FLOORS)
+def test_saved_tensors_of_a_layer(rule, layer, known):
+    """LRP-0 none, the others one: their factor. The model keeps its input once, to turn the gradient into relevance."""
+    made, _ = FLOORS[rule]
+    model, x = single(layer, known=known, relu=True)
+    more = cost(model, x, every_layer(made)).saved - cost(model, x).saved
+    assert more == 1 + {"LRP-0": 0, "AlphaBeta": 2}.get(rule, 1)
+
+
+@pytest.mark.parametrize("rule", FLOORS)
+def test_a_merged_norm_saves_what_its_rule_needs(rule):
+    """The input of an evaluated BatchNorm need not be kept: relevance goes past it."""
+    made, _ = FLOORS[rule]
+    model, x = single("conv and norm", known=True, relu=True)
+    more = cost(model, x, every_layer(made)).saved - cost(model, x).saved
+    # torch keeps the input of a BatchNorm, and two empty tensors for what training would save.
+    assert more <= {"LRP-0": -1, "AlphaBeta": 1}.get(rule, 0)
+
+
+@pytest.mark.parametrize("name", ["AttnLRP", "CPLRP"])
+def test_presets_for_attention_cost_no_product_more(name):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, activation="gelu")
+    model = nn.Sequential(layer, Flat1()).eval().requires_grad_(False)
+    x = torch.randn(2, 5, 8)
+    plain, ruled = cost(model, x), cost(model, x, PRESETS[name]())
+    assert ruled.forward == plain.forward
+    assert ruled.backward <= plain.backward
+
+
+def test_two_consumers_of_a_layer_share_its_rule():
+    """A residual branch that starts before its activation: the layer's factor is computed once."""
+
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            z = self.first(x)
+            return (z + self.second(torch.tanh(z))).flatten(1)
+
+    model, x = Branching().requires_grad_(False), torch.randn(2, 3, 4, 4)
+    plain = cost(model, x)
+    ruled = cost(model, x, Composite([(AnyLinear, ZPlus())]))
+    assert (ruled.forward - plain.forward, ruled.backward - plain.backward) == (2, 2)
