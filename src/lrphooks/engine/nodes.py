@@ -109,10 +109,10 @@ class InputNode(Function):
             if not ctx.run.passes.differentiable:
                 raise LRPError(
                     "This backward pass reaches the explained input without having passed the model's output, so it "
-                    "is no relevance: it began at a hidden activation, at an activation of an earlier forward pass, or at "
-                    "an output in a container that lrphooks does not know. Begin at what the model returned, in tensors, "
-                    "tuples, lists, dicts or dataclasses, explain the part of the model that ends there, or leave the "
-                    "context for a plain gradient."
+                    "is no relevance: it began at a hidden activation, at an activation of an earlier forward pass, "
+                    "or at an output in a container that lrphooks does not know. Begin at what the model returned, in "
+                    "tensors, tuples, lists, dicts or dataclasses, explain the part of the model that ends there, or "
+                    "leave the context for a plain gradient."
                 )
             return None, gradient
         (x,) = ctx.saved_tensors

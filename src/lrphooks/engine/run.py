@@ -95,8 +95,8 @@ class Run:
         """Return the explained input as the model is to see it."""
         if x.is_complex():
             raise LRPError(
-                f"An input of the model is complex ({x.dtype}), and relevance is of real values. Make the model take its "
-                "real and imaginary parts, as torch.view_as_real gives them."
+                f"An input of the model is complex ({x.dtype}), and relevance is of real values. Make the model "
+                "take its real and imaginary parts, as torch.view_as_real gives them."
             )
         if x.layout is not torch.strided:
             raise LRPError(f"An input of the model is sparse ({x.layout}), and relevance is dense. Give x.to_dense().")
