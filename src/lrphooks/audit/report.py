@@ -10,6 +10,7 @@ from typing import Any
 
 #: Up to how many calls of modules a report prints all, how many it prints of more, how wide names and lines may be.
 _ALL, _ROWS, _NAME, _LINE = 24, 16, 48, 110
+_ROUNDING = 1e-13
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,13 @@ class Report:
     def text(self, *, everything: bool = False) -> str:
         """Return the report as text; of many calls of modules only those that absorbed most, unless ``everything``."""
         number = _numbers(self.scale)
-        lines = [*self._amounts(number), "", *self._calls(number, everything=everything), "", *self._operations()]
+        lines = [
+            *self._amounts(number, everything=everything),
+            "",
+            *self._calls(number, everything=everything),
+            "",
+            *self._operations(),
+        ]
         if self.hidden:
             listed = ", ".join(f"{name} ({count})" for name, count in self.hidden.items())
             lines += ["", f"Not seen, so what they absorb is not known: {listed}."]
@@ -102,10 +109,12 @@ class Report:
                 lines.append(f"  and {len(self.imbalances) - len(shown)} more")
         return "\n".join(lines)
 
-    def _amounts(self, number: Callable[[float], str]) -> list[str]:
+    def _amounts(self, number: Callable[[float], str], *, everything: bool) -> list[str]:
         """Return the books: f(x), the relevance of the inputs and the sinks, each as a part of f(x) too."""
         amounts = [("f(x)", self.output), ("relevance of the inputs", self.relevance)]
-        amounts += [(f"absorbed: {name}", amount) for name, amount in _largest_first(self.sinks)]
+        # Below this a sink is what double precision rounds away.
+        least = 0.0 if everything else _ROUNDING * self.scale
+        amounts += [(f"absorbed: {name}", x) for name, x in _largest_first(self.sinks) if abs(x) >= least]
 
         def part(amount: float) -> str:
             return f"{amount / self.output:.2%}".replace("-0.00%", "0.00%") if self.output else ""

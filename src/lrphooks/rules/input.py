@@ -46,7 +46,8 @@ class WSquare(InputRule):
 
     References
     ----------
-    Montavon et al., "Explaining Nonlinear Classification Decisions with Deep Taylor Decomposition", 2017.
+    Montavon et al., "Explaining Nonlinear Classification Decisions with Deep Taylor Decomposition", Pattern
+    Recognition 2017.
     """
 
     stabilizer: float | Stabilizer = 1e-6
@@ -66,11 +67,13 @@ class WSquare(InputRule):
 class Flat(InputRule):
     """The flat rule: relevance is spread evenly over the inputs that an output is connected to.
 
-    Formula: the w-square rule with every weight 1.
+    Formula: ``R_i = sum_j 1 / n_j R_j``, over the outputs j that input i is connected to, each with n_j inputs: the
+    w-square rule with every weight 1.
 
     References
     ----------
-    Lapuschkin et al., "Unmasking Clever Hans Predictors and Assessing What Machines Really Learn", 2019.
+    Lapuschkin et al., "Unmasking Clever Hans Predictors and Assessing What Machines Really Learn", Nature
+    Communications 2019.
     """
 
     stabilizer: float | Stabilizer = 1e-6
@@ -122,7 +125,8 @@ class ZBox(InputRule):
 
     References
     ----------
-    Montavon et al., "Explaining Nonlinear Classification Decisions with Deep Taylor Decomposition", 2017.
+    Montavon et al., "Explaining Nonlinear Classification Decisions with Deep Taylor Decomposition", Pattern
+    Recognition 2017.
     """
 
     low: float | Tensor = _Bound()  # type: ignore[assignment]  # a descriptor, without a default

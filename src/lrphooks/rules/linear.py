@@ -64,6 +64,11 @@ class Epsilon(LinearRule):
     epsilon
         The stabilizer: a number, or a :class:`Stabilizer` (clipping, scaled by the norm of z).
 
+    Raises
+    ------
+    TypeError, ValueError
+        If ``epsilon`` is neither a finite number of at least 0 nor a :class:`Stabilizer`.
+
     References
     ----------
     Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
@@ -88,14 +93,29 @@ class Epsilon(LinearRule):
 class Gamma(LinearRule):
     """The generalised gamma rule, which favours contributions of the output's own sign.
 
-    Formula: where z > 0, ``R_a = a * d/da z' (R / z')`` with ``z' = z + gamma * (P + b^+)``; where z < 0 with
-    ``z' = z + gamma * (N + b^-)``. For inputs and outputs that are not negative this is the rule with weights
-    ``w + gamma * w^+``.
+    Formula: ``R_a = a * (dz'/da)^T (R / z')`` with ``z' = z + gamma * (P + b^+)`` where z > 0 and
+    ``z' = z + gamma * (N + b^-)`` where z < 0.
+
+    P and N are the positive and the negative contributions. For inputs and outputs that are not negative this is the
+    rule with weights ``w + gamma * w^+``.
+
+    Parameters
+    ----------
+    gamma
+        How much contributions of the output's own sign are favoured; 0 is the epsilon rule.
+    stabilizer
+        Keeps z' away from zero: a number, or a :class:`Stabilizer`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``gamma`` is not a finite number of at least 0.
 
     References
     ----------
-    Montavon et al., "Layer-Wise Relevance Propagation: An Overview", 2019; the form for inputs of any sign:
-    Andéol et al., "Learning Domain Invariant Representations by Joint Wasserstein Distance Minimization", 2021.
+    Montavon et al., "Layer-Wise Relevance Propagation: An Overview", in: Explainable AI, Springer 2019; the form for
+    inputs of any sign: Andéol et al., "Learning Domain Invariant Representations by Joint Wasserstein Distance
+    Minimization", 2021.
     """
 
     gamma: float = 0.25
@@ -142,11 +162,14 @@ class Gamma(LinearRule):
 class ZPlus(_Stabilized):
     """The z-plus rule: relevance follows the positive contributions alone.
 
-    Formula: ``R_a = a * d/da P (R / (P + b^+))``. The same as ``AlphaBeta(1, 0)``.
+    Formula: ``R_a = a * (dP/da)^T (R / (P + b^+))`` with P the positive contributions.
+
+    The same as ``AlphaBeta(1, 0)``. Where nothing contributes positively, the bias absorbs what arrives.
 
     References
     ----------
-    Montavon et al., "Explaining Nonlinear Classification Decisions with Deep Taylor Decomposition", 2017.
+    Montavon et al., "Explaining Nonlinear Classification Decisions with Deep Taylor Decomposition", Pattern
+    Recognition 2017.
     """
 
     def terms(self, layer: Layer) -> tuple[Term, ...]:
@@ -162,7 +185,8 @@ class ZPlus(_Stabilized):
 class AlphaBeta(LinearRule):
     """The alpha-beta rule: positive contributions times alpha, negative ones times beta, apart from each other.
 
-    Formula: ``R_a = a * (alpha * d/da P (R / (P + b^+)) - beta * d/da N (R / (N + b^-)))``.
+    Formula: ``R_a = a * (alpha * (dP/da)^T (R / (P + b^+)) - beta * (dN/da)^T (R / (N + b^-)))`` with P the positive
+    and N the negative contributions.
 
     Raises
     ------
@@ -171,7 +195,8 @@ class AlphaBeta(LinearRule):
 
     References
     ----------
-    Bach et al., PLOS ONE 2015.
+    Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
+    Propagation", PLOS ONE 2015.
     """
 
     alpha: float = 2.0

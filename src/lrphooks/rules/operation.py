@@ -11,7 +11,14 @@ from lrphooks.rules.base import Rule, number
 class Gradient(Rule):
     """The plain gradient: right for every operation that is linear or selects values.
 
-    Formula: ``G_a = (dz/da)^T G`` with ``R = a * G``. On softmax it is the first-order expansion of AttnLRP.
+    Formula: ``G_a = (dz/da)^T G``. For a linear operation this is LRP-0; on softmax it is the first-order expansion of
+    AttnLRP.
+
+    References
+    ----------
+    Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation",
+    PLOS ONE 2015; for softmax: Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for
+    Transformers", ICML 2024.
     """
 
 
@@ -19,24 +26,36 @@ class Gradient(Rule):
 class Identity(Rule):
     """An elementwise operation hands each output's relevance to its own input.
 
-    Formula: ``G_a = G * f(a) / a`` (f'(0) where a is 0), so that ``R_a = R_z``. For f with f(0) = 0.
+    Formula: ``G_a = G * f(a) / a``, so that ``R_a = R_z``; where a is 0, ``G_a = G * f'(0)``.
+
+    For f with f(0) = 0, such as GELU or tanh; of any other, what arrives where a is 0 is lost (the audit counts it as
+    "zeros"). The output must have the shape of the input.
 
     References
     ----------
-    Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", 2024.
+    Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", ICML 2024.
     """
 
 
 @dataclass(frozen=True)
 class Pass(Rule):
-    """Relevance passes a layer of unchanged shape as it is, R_a = R_z.
+    """Relevance passes a layer of unchanged shape as it is.
 
-    For activations the same as :class:`Identity`; a whole module may have it too, whatever it computes.
+    Formula: ``R_a = R_z``, element by element, also where a is 0.
+
+    For activations the same as :class:`Identity`; a whole module may have it too, whatever it computes, as long as
+    one of its inputs depends on what is explained. Where that input is 0 and the layers behind it carry gradients
+    alone, what arrives is lost (the audit counts it as "zeros").
 
     Raises
     ------
-    ValueError
-        If the module changes the shape.
+    LRPError
+        In the forward pass, if the module changes the shape or several of its inputs depend on what is explained.
+
+    References
+    ----------
+    Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation",
+    PLOS ONE 2015 (relevance passes activations unchanged).
     """
 
 
@@ -44,11 +63,15 @@ class Pass(Rule):
 class Constant(Rule):
     """The operation's result counts as a constant: it scales or gates relevance but receives none.
 
-    Formula: ``G_a = 0``. With softmax this is CP-LRP.
+    Formula: ``G_a = 0``. As a factor of a product it takes no share either: the other factors receive all. With
+    softmax this is CP-LRP.
+
+    Where it is added to something, the sum absorbs its part (the audit counts it as "constants"). A model whose output
+    itself is constant cannot be explained: an LRPError says so.
 
     References
     ----------
-    Ali et al., "XAI for Transformers: Better Explanations through Conservative Propagation", 2022.
+    Ali et al., "XAI for Transformers: Better Explanations through Conservative Propagation", ICML 2022.
     """
 
 
@@ -56,11 +79,15 @@ class Constant(Rule):
 class Uniform(Rule):
     """A product of n activations hands each an equal part.
 
-    Formula: ``G_a = (dz/da)^T G / n``, so that each factor of ``z = a_1 a_2 ... a_n`` receives R_z / n.
+    Formula: ``G_a = (dz/da)^T G / n``, so that each factor of ``z = a_1 a_2 ... a_n`` receives ``R_z / n``.
+
+    Only factors that depend on what is explained count. One that is a number plus an activation, as ``1 + tanh(u)``, is
+    a gate and receives nothing beside factors that are not.
 
     References
     ----------
-    Achtibat et al., 2024 (uniform rule).
+    Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", ICML 2024 (uniform
+    rule).
     """
 
 
@@ -68,11 +95,13 @@ class Uniform(Rule):
 class Proportional(Rule):
     """An elementwise product hands each activation a part in proportion to its absolute value.
 
-    Formula: ``G_a = (dz/da)^T G * |a_k| / (|a_1| + ... + |a_n|)`` for each factor of ``z = a_1 a_2 ... a_n``.
+    Formula: ``G_a = (dz/da)^T G * |a_k| / (|a_1| + ... + |a_n|)`` for factor k of ``z = a_1 a_2 ... a_n``.
+
+    For ``torch.mul`` with two or more activations; any other product of activations raises an LRPError.
 
     References
     ----------
-    Arras et al., "Explaining and Interpreting LSTMs", 2019 (LRP-abs).
+    Arras et al., "Explaining and Interpreting LSTMs", in: Explainable AI, Springer 2019 (LRP-abs).
     """
 
 
@@ -80,14 +109,22 @@ class Proportional(Rule):
 class TakesAll(Rule):
     """A product of activations hands all relevance to one of them, and the others count as constant gates.
 
+    Formula: ``R_k = R_z`` for the chosen factor k of ``z = a_1 a_2 ... a_n``, and 0 for the others.
+
     Parameters
     ----------
     operand
-        Which of the activations that depend on the explained input receives relevance, counted from 0.
+        Which of the activations that depend on the explained input receives relevance, counted from 0; the last one
+        where there are fewer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``operand`` is not a finite number of at least 0.
 
     References
     ----------
-    Arras et al., "Explaining Recurrent Neural Network Predictions in Sentiment Analysis", 2017 (LRP-all).
+    Arras et al., "Explaining Recurrent Neural Network Predictions in Sentiment Analysis", WASSA 2017 (LRP-all).
     """
 
     operand: int = 0
@@ -100,11 +137,14 @@ class TakesAll(Rule):
 class Normalize(Rule):
     """A normalisation is linear in its input: the mean is subtracted, the standard deviation counts as constant.
 
-    Formula: ``G_a = C (G * w / sigma)`` with C the projection that subtracts the mean (absent in RMSNorm).
+    Formula: ``G_a = C (G * w / sigma)`` with C the projection that subtracts the mean (absent in RMSNorm), w the gain
+    and sigma the standard deviation (in RMSNorm the root mean square) of a.
+
+    The shift that is added afterwards absorbs its part (the audit counts it as "bias").
 
     References
     ----------
-    Ali et al., 2022 (LN rule).
+    Ali et al., "XAI for Transformers: Better Explanations through Conservative Propagation", ICML 2022 (LN rule).
     """
 
 
@@ -116,7 +156,7 @@ class GuidedReLU(Rule):
 
     References
     ----------
-    Springenberg et al., "Striving for Simplicity: The All Convolutional Net", 2015.
+    Springenberg et al., "Striving for Simplicity: The All Convolutional Net", ICLR 2015 (workshop).
     """
 
 
@@ -128,5 +168,5 @@ class DeconvReLU(Rule):
 
     References
     ----------
-    Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", 2014.
+    Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
     """

@@ -1,0 +1,135 @@
+"""What the documents say is what the code does: generated parts, examples and the sinks of each kind of operation."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lrphooks
+from lrphooks import Composite
+from lrphooks.engine.handlers import CONVENTIONS
+from lrphooks.matching import AnyLinear
+from lrphooks.rules import Epsilon, Gradient
+
+ROOT = Path(__file__).parents[1]
+_spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+generate = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = generate
+_spec.loader.exec_module(generate)
+
+
+def steady(text):
+    """A text without the numbers that only tell how something was rounded."""
+    return re.sub(r"-?\d(\.\d+)?e[-+]\d+", "~", text)
+
+
+def test_the_page_of_operations_is_up_to_date():
+    page = (ROOT / "docs" / "any-graph.md").read_text(encoding="utf-8")
+    assert steady(generate.generated(page)) == steady(page), "run python docs/generate.py"
+
+
+def test_every_kind_of_operation_is_on_the_page():
+    assert set(generate.KINDS) == {*CONVENTIONS, "linear"}
+
+
+class Step(nn.Module):
+    """One operation between two layers without bias, so that what is absorbed is the operation's."""
+
+    def __init__(self, step):
+        super().__init__()
+        torch.manual_seed(0)
+        self.step = step
+        self.first = nn.Linear(4, 4, bias=False)
+        self.last = nn.Linear(4, 2, bias=False)
+        self.weight, self.bias = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4))
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("mean", torch.randn(4))
+        self.register_buffer("var", torch.rand(4) + 0.5)
+
+    def forward(self, x):
+        out = self.step(self, self.first(x))
+        return self.last(out).mean(1)
+
+
+STEPS = {
+    "linear": [lambda m, h: m.layer(h)],
+    "relu": [lambda m, h: h.relu()],
+    "shape": [lambda m, h: h.flip(-1).transpose(0, 1).reshape(h.shape)],
+    "split": [lambda m, h: sum(h.unbind(1)).unsqueeze(1)],
+    "select": [
+        lambda m, h: h.amax(1, keepdim=True),
+        lambda m, h: h.clamp(min=0.1),
+        lambda m, h: h.abs(),
+        lambda m, h: h.masked_fill(h < 0, 1.0),
+        lambda m, h: h.topk(4, -1).values,
+        lambda m, h: F.leaky_relu(h),
+    ],
+    "combination": [
+        lambda m, h: h + m.bias,
+        lambda m, h: torch.cat((h, m.bias.expand(len(h), 1, -1)), 1),
+        lambda m, h: F.pad(h, (0, 0, 1, 1), value=1.0),
+        lambda m, h: h.cumsum(1),
+    ],
+    "product": [
+        lambda m, h: h * h,
+        lambda m, h: h @ h.transpose(1, 2) @ h,
+        lambda m, h: torch.einsum("bij,bij,bij->bij", h, h, h),
+        lambda m, h: torch.lerp(m.bias, h, h.sigmoid()),
+        lambda m, h: h.prod(1, keepdim=True),
+    ],
+    "added product": [
+        lambda m, h: torch.addcmul(h, h, h),
+        lambda m, h: torch.baddbmm(m.bias, h, h.transpose(1, 2) @ h),
+    ],
+    "division": [
+        lambda m, h: h / (h.abs() + 1),
+        lambda m, h: torch.addcdiv(m.bias, h, h.square() + 1),
+        lambda m, h: torch.linalg.solve(2 * torch.eye(3).to(h) + h @ h.transpose(1, 2), h),
+    ],
+    "power": [lambda m, h: h**2, lambda m, h: h.square(), lambda m, h: h + h**-2, lambda m, h: h.abs().sqrt()],
+    "activation": [lambda m, h: F.gelu(h), lambda m, h: h.tanh(), lambda m, h: F.silu(h), lambda m, h: h.erf()],
+    "gate": [lambda m, h: F.glu(torch.cat((h, h), -1))],
+    "constant": [
+        lambda m, h: h * h.sigmoid(),
+        lambda m, h: h + h.exp(),
+        lambda m, h: h / h.norm(dim=-1, keepdim=True),
+        lambda m, h: h - h.logsumexp(-1, keepdim=True),
+    ],
+    "moments": [lambda m, h: (h - torch.var_mean(h, -1, keepdim=True)[1]) * torch.var_mean(h, -1, keepdim=True)[0]],
+    "shift": [lambda m, h: h.log_softmax(-1)],
+    "softmax": [lambda m, h: h.softmax(-1)],
+    "attention": [
+        lambda m, h: F.scaled_dot_product_attention(h, h, h),
+        lambda m, h: F.scaled_dot_product_attention(h, h, h, attn_mask=h @ h.transpose(1, 2)),
+    ],
+    "normalization": [
+        lambda m, h: F.layer_norm(h, (4,), m.weight, m.bias),
+        lambda m, h: F.rms_norm(h, (4,), m.weight),
+        lambda m, h: F.group_norm(h.transpose(1, 2), 2, m.weight, m.bias).transpose(1, 2),
+        lambda m, h: F.instance_norm(h.transpose(1, 2), weight=m.weight, bias=m.bias).transpose(1, 2),
+    ],
+    "batch norm": [
+        lambda m, h: F.batch_norm(h.flatten(0, 1), m.mean, m.var, m.weight, m.bias).reshape(h.shape),
+        lambda m, h: F.batch_norm(h.flatten(0, 1), None, None, m.weight, m.bias, training=True).reshape(h.shape),
+    ],
+}
+#: Sinks of the sums that constants are added in.
+HELPERS = {"constant": ["constants"], "power": ["constants"]}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_an_operation_absorbs_what_the_page_says(kind):
+    composite = Composite([(nn.Linear, Epsilon(1e-3 if kind == "linear" else 0)), (torch.softmax, Gradient())])
+    seen = set()
+    for number, step in enumerate(STEPS[kind]):
+        model, x = Step(step).double(), torch.randn(2, 3, 4, dtype=torch.float64)
+        report = lrphooks.audit(model, x, 0, composite)
+        assert report.unexplained < 1e-12, (kind, number)
+        assert not report.imbalances, (kind, number)
+        seen |= {name for name, amount in report.sinks.items() if abs(amount) > 1e-12 * report.scale}
+    assert seen == {*generate.KINDS[kind].absorbs, *HELPERS.get(kind, ())}
