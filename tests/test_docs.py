@@ -13,7 +13,6 @@ from torch import nn
 import lrphooks
 from lrphooks import Composite
 from lrphooks.engine.handlers import CONVENTIONS
-from lrphooks.matching import AnyLinear
 from lrphooks.rules import Epsilon, Gradient
 
 ROOT = Path(__file__).parents[1]
