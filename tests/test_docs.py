@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import lrphooks
+import torchvision_shim  # noqa: F401
 from lrphooks import Composite
+from lrphooks.cli import main
 from lrphooks.engine.handlers import CONVENTIONS
 from lrphooks.rules import Epsilon, Gradient
 
@@ -34,6 +36,21 @@ def test_the_page_of_operations_is_up_to_date():
 
 def test_every_kind_of_operation_is_on_the_page():
     assert set(generate.KINDS) == {*CONVENTIONS, "linear"}
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_the_examples_of_the_readme_run(code, capsys):
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("tensor(")
+
+
+def test_the_audit_of_the_readme_is_what_the_command_prints(capsys):
+    assert main(["audit"]) == 0
+    (printed,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+    assert steady(printed) == steady(capsys.readouterr().out)
 
 
 class Step(nn.Module):
