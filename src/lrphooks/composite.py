@@ -38,6 +38,13 @@ class Composite:
     ------
     TypeError, ValueError
         If an entry is not a pair of a matcher and a rule, or an option is unknown.
+
+    Examples
+    --------
+    >>> composite = Composite([(First(Convolution), ZBox(-2.1, 2.6)), (Convolution, Gamma()), (Linear, Epsilon())])
+    >>> print(composite.assign(model))  # which rule each module gets
+    >>> with composite.context(model):
+    ...     model(x)[:, 3].sum().backward()  # x requires a gradient, and x.grad is its relevance
     """
 
     entries: tuple[Entry, ...] = ()
@@ -82,6 +89,9 @@ class Composite:
 
     def context(self, model: nn.Module) -> AbstractContextManager[Composite]:
         """Return a context in which ``model(x)`` followed by ``backward()`` leaves relevance in ``x.grad``.
+
+        ``x`` must require a gradient. The forward pass must run inside; the backward pass may come after. It holds for
+        the thread that enters it; the model itself stays as it is.
 
         Raises
         ------

@@ -1,4 +1,9 @@
-"""Presets: composites that the literature names, and those that any model can use."""
+"""Presets: composites that the literature names, and those that any model can use.
+
+Arguments shared by all: ``epsilon`` stabilizes the epsilon rule and ``stabilizer`` the others, each a number or a
+:class:`lrphooks.rules.Stabilizer`. ``layers`` are entries, pairs of a matcher and a rule, that come before the
+preset's own, so that they win.
+"""
 
 from __future__ import annotations
 
@@ -27,29 +32,46 @@ _Number = float | Stabilizer
 
 
 def EpsilonPlus(epsilon: _Number = 1e-6, stabilizer: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
-    """ZPlus on convolutions, epsilon on dense layers (Kohlbrenner et al., "Towards Best Practice", 2020).
+    """ZPlus on convolutions, epsilon on dense layers.
 
-    ``layers`` are entries that come first.
+    References
+    ----------
+    Kohlbrenner et al., "Towards Best Practice in Explaining Neural Network Decisions with LRP", IJCNN 2020.
     """
     return Composite((*layers, (Convolution, ZPlus(stabilizer)), (Linear, Epsilon(epsilon))))
 
 
 def EpsilonPlusFlat(epsilon: _Number = 1e-6, stabilizer: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
-    """:func:`EpsilonPlus` with the flat rule on the first executed linear layer."""
+    """:func:`EpsilonPlus` with the flat rule on the first executed linear layer.
+
+    References
+    ----------
+    Kohlbrenner et al., "Towards Best Practice in Explaining Neural Network Decisions with LRP", IJCNN 2020.
+    """
     return EpsilonPlus(epsilon, stabilizer, layers=[*layers, (First(AnyLinear), Flat(stabilizer))])
 
 
 def EpsilonAlpha2Beta1(
     epsilon: _Number = 1e-6, stabilizer: _Number = 1e-6, *, layers: Sequence[Entry] = ()
 ) -> Composite:
-    """AlphaBeta(2, 1) on convolutions, epsilon on dense layers (Kohlbrenner et al., 2020)."""
+    """AlphaBeta(2, 1) on convolutions, epsilon on dense layers.
+
+    References
+    ----------
+    Kohlbrenner et al., "Towards Best Practice in Explaining Neural Network Decisions with LRP", IJCNN 2020.
+    """
     return Composite((*layers, (Convolution, AlphaBeta(2.0, 1.0, stabilizer)), (Linear, Epsilon(epsilon))))
 
 
 def EpsilonAlpha2Beta1Flat(
     epsilon: _Number = 1e-6, stabilizer: _Number = 1e-6, *, layers: Sequence[Entry] = ()
 ) -> Composite:
-    """:func:`EpsilonAlpha2Beta1` with the flat rule on the first executed linear layer."""
+    """:func:`EpsilonAlpha2Beta1` with the flat rule on the first executed linear layer.
+
+    References
+    ----------
+    Kohlbrenner et al., "Towards Best Practice in Explaining Neural Network Decisions with LRP", IJCNN 2020.
+    """
     return EpsilonAlpha2Beta1(epsilon, stabilizer, layers=[*layers, (First(AnyLinear), Flat(stabilizer))])
 
 
@@ -62,9 +84,24 @@ def EpsilonGammaBox(
     *,
     layers: Sequence[Entry] = (),
 ) -> Composite:
-    """ZBox on the first executed convolution, gamma on the others, epsilon on dense layers (Montavon et al., 2019).
+    """ZBox on the first executed convolution, gamma on the others, epsilon on dense layers.
 
-    ``low`` and ``high`` bound the inputs of the first convolution: pixel values after normalisation.
+    Parameters
+    ----------
+    low, high
+        The least and the greatest value that an input of the first convolution can have: what black and white pixels
+        become after normalisation. Numbers, or tensors that broadcast against the input or hold one value a channel.
+    gamma
+        How much the gamma rule favours contributions of the output's own sign.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``low`` is above ``high``, or a number is not finite or negative where it must not be.
+
+    References
+    ----------
+    Montavon et al., "Layer-Wise Relevance Propagation: An Overview", in: Explainable AI, Springer 2019.
     """
     return Composite(
         (
@@ -77,25 +114,52 @@ def EpsilonGammaBox(
 
 
 def ExcitationBackprop(stabilizer: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
-    """ZPlus on every linear layer (Zhang et al., "Top-Down Neural Attention by Excitation Backprop", 2016)."""
+    """ZPlus on every linear layer.
+
+    References
+    ----------
+    Zhang et al., "Top-Down Neural Attention by Excitation Backprop", ECCV 2016.
+    """
     return Composite((*layers, (AnyLinear, ZPlus(stabilizer))))
 
 
 def GuidedBackprop(*, layers: Sequence[Entry] = ()) -> Composite:
-    """The gradient with guided ReLUs (Springenberg et al., 2015); ``x.grad`` is the modified gradient itself."""
+    """The gradient with guided ReLUs; ``x.grad`` is the modified gradient itself, which need not sum to f(x).
+
+    References
+    ----------
+    Springenberg et al., "Striving for Simplicity: The All Convolutional Net", ICLR 2015 (workshop).
+    """
     return Composite((*layers, (ReLU, GuidedReLU()), (AnyLinear, Gradient())), attribution="gradient")
 
 
 def DeconvNet(*, layers: Sequence[Entry] = ()) -> Composite:
-    """The gradient with deconvolution ReLUs (Zeiler and Fergus, 2014); ``x.grad`` is the modified gradient itself."""
+    """The gradient with deconvolution ReLUs; ``x.grad`` is the modified gradient itself, which need not sum to f(x).
+
+    References
+    ----------
+    Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
+    """
     return Composite((*layers, (ReLU, DeconvReLU()), (AnyLinear, Gradient())), attribution="gradient")
 
 
 def AttnLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
-    """Epsilon on linear layers, products half each, softmax by its gradient (Achtibat et al., 2024). For any model."""
+    """Epsilon on linear layers, products half each, softmax by its gradient. For any model, transformers above all.
+
+    The softmax expansion has an offset that absorbs relevance of its own; :func:`CPLRP` has none.
+
+    References
+    ----------
+    Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", ICML 2024.
+    """
     return Composite((*layers, (torch.softmax, Gradient()), (AnyLinear, Epsilon(epsilon))))
 
 
 def CPLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
-    """Epsilon on linear layers, attention weights constant (Ali et al., 2022). For any model."""
+    """Epsilon on linear layers, attention weights constant, so the values take all. For any model.
+
+    References
+    ----------
+    Ali et al., "XAI for Transformers: Better Explanations through Conservative Propagation", ICML 2022.
+    """
     return Composite((*layers, (Softmax, Constant()), (AnyLinear, Epsilon(epsilon))))

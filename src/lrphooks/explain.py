@@ -31,7 +31,8 @@ def lrp(
 ) -> Any:
     """Return the relevance of every input value for the explained output of each row.
 
-    It sums to f(x), less what biases and stabilizers absorb.
+    For each row it sums to f(x), the explained value, less what biases, stabilizers and constants absorb;
+    :func:`lrphooks.audit` tells how much that is. Under GuidedBackprop and DeconvNet it is a modified gradient.
 
     Parameters
     ----------
@@ -51,14 +52,25 @@ def lrp(
     Returns
     -------
     Tensor, or as ``x``
-        The relevance in the structure of ``x``; where ``kwargs`` are given, a pair of the relevance of ``x`` and of
-        ``kwargs``. Inputs that are no floating-point tensors have None in their place.
+        The relevance in the structure of ``x``, each tensor with the shape, dtype and device of its input; where
+        ``kwargs`` are given, a pair of the relevance of ``x`` and of ``kwargs``. Inputs that are no floating-point
+        tensors have None in their place.
 
     Raises
     ------
     LRPError, TypeError, ValueError
         If no input is a floating-point tensor, a target is out of range, the model's output is not finite, or the
         composite cannot serve the model.
+    UnmatchedError
+        An LRPError: a linear layer or an operation of the model has no rule, and the composite does not say that it
+        may keep its gradient.
+
+    Examples
+    --------
+    >>> relevance = lrp(model, images)  # of the largest output of each image
+    >>> relevance = lrp(model, images, target=[3, 7], composite=EpsilonPlusFlat())
+    >>> first, second = lrp(model, (image, text), target=0)
+    >>> _, relevance = lrp(model, (), target=1, composite=AttnLRP(), kwargs={"inputs_embeds": embeddings})
     """
     explanation = explain(model, x, target, composite, kwargs)
     return explanation.relevance

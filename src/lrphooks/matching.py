@@ -1,9 +1,18 @@
 """Matchers: how an entry of a composite says which layers and operations it is for.
 
-A matcher is a layer type, a named :class:`Group`, a name pattern (``"features.*"``), a torch function
-(``torch.matmul``), a predicate ``(name, module) -> bool``, :class:`Within` for what lies inside of certain modules, a
-tuple of these, or :class:`First` of any of these. A torch function stands for all its aliases, and a module has all the
-names that it is registered under.
+A matcher is one of
+
+- a layer type, ``torch.nn.Conv2d``, which stands for its subclasses too;
+- a :class:`Group` of this module: ``Linear``, ``Convolution``, ``AnyLinear`` (both), ``ReLU``, ``Activation``,
+  ``AvgPool``, ``MaxPool``, ``BatchNorm``, ``Normalization``, ``Dropout``, ``Product``, ``Gate``, ``Softmax``: layers of
+  torch and the functions that do the same;
+- a name pattern, ``"features.*"``, as :mod:`fnmatch` reads it: ``*`` matches dots too;
+- a torch function, ``torch.matmul``, which stands for all its aliases;
+- an autograd function of the model's own;
+- a predicate ``(name, module) -> bool``;
+- a tuple of these, :class:`Within` for what lies inside of certain modules, or :class:`First` of any of these.
+
+A module has all the names that it is registered under.
 
 Entries count in their order, with one exception: the rule of a module that runs an operation itself comes before
 entries that tell of the operation alone.
@@ -45,7 +54,11 @@ class Group:
 
 @dataclass(frozen=True)
 class First:
-    """The first layer that is *executed* among those that a matcher describes."""
+    """The first layer that is *executed* among those that a matcher describes, anew in each forward pass.
+
+    For rules of linear layers: ``(First(Convolution), ZBox(low, high))``. A layer that does not run first gets the next
+    entry that matches it.
+    """
 
     matcher: Matcher
 
@@ -57,7 +70,8 @@ class First:
 class Within:
     """What a matcher describes, inside of certain modules only (and these themselves).
 
-    A layer is inside of the modules that it is registered in, an operation inside of those that are running.
+    A layer is inside of the modules that it is registered in, an operation inside of those that are running:
+    ``(Within("encoder.*", torch.mul), TakesAll(0))``.
 
     where: a layer type, a group, a name pattern, a predicate, or a tuple of these.
     matcher: a layer type, a group, a torch function, or a tuple of these.

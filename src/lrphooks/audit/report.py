@@ -15,7 +15,12 @@ _ROUNDING = 1e-13
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One call of a module: its rule, the relevance that arrived at its outputs, went to its inputs, stayed inside."""
+    """One call of a module.
+
+    name: as the model registers it, empty for the model itself. rule: the rules of the operations that it ran itself.
+    arrived: the relevance at its outputs. handed: what went on to its inputs. absorbed: what stayed inside, also in the
+    modules inside.
+    """
 
     name: str
     type: str
@@ -27,7 +32,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class OperationRow:
-    """One kind of operation under one rule: how often it ran, and whether it had no rule and kept its gradient."""
+    """One kind of operation under one rule: how often it ran, and whether it had no rule and kept its plain gradient."""
 
     name: str
     rule: str
@@ -47,7 +52,7 @@ class Imbalance:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of f(x).
+    """What became of f(x) = relevance + sum of sinks + what is unexplained. Prints as a table.
 
     output: the explained value f(x), summed over rows. relevance: the sum over all inputs. sinks: what was absorbed, by
     what absorbed it, each from its own formula. layers: one row a module call, in the order of execution. operations:
