@@ -140,10 +140,9 @@ def _returned(
     # The last is scaled as it is added, which costs nothing.
     for form, (part, scale) in sorted(parts.items(), key=lambda item: item[1][1] != 1.0):
         grad = _transposed(call, form, part, a, modified)
-        if direct is None:
-            direct = grad if scale == 1.0 else grad * scale
-        else:
-            direct = torch.add(direct, grad, alpha=scale)
+        if direct is None and scale != 1.0:
+            grad = grad * scale
+        direct = grad if direct is None else torch.add(direct, grad, alpha=scale)
     return direct
 
 
@@ -158,9 +157,7 @@ def _transposed(
     return grad * a.sign() if form == "absolute" and not call.input_nonnegative else grad
 
 
-def _modified_weights(
-    layer: Layer, call: LayerCall, routes: tuple[tuple[Route, ...], ...]
-) -> dict[WeightForm, Tensor]:
+def _modified_weights(layer: Layer, call: LayerCall, routes: tuple[tuple[Route, ...], ...]) -> dict[WeightForm, Tensor]:
     """Return the weights that the backward pass sends relevance through."""
     parameter = call.rule.raise_by if isinstance(call.rule, LinearRule) else 0.0
     forms: set[WeightForm] = {route.weight for each in routes for route in each}

@@ -1,7 +1,7 @@
 """The factors of the linear rules in as few passes over the output as possible, for a constant stabilizer.
 
-They are the values that the terms of the rules define, without autograd: what a forward pass keeps. Sums of constants go
-into the bias of the extra map, where they are free, and intermediate values are overwritten: on a CPU each of these
+They are the values that the terms of the rules define, without autograd: what a forward pass keeps. Sums of constants
+go into the bias of the extra map, where they are free, and intermediate values are overwritten: on a CPU each of these
 passes costs about as much as a small convolution.
 
 With U = |w| |a| + |b|, twice the positive part P + b^+ is U + z and twice the negative one N + b^- is z - U.
@@ -74,9 +74,9 @@ def alpha_beta(layer: Layer, alpha: float, beta: float, shift: float) -> tuple[F
         return Factor(rising, (Route("positive", 1.0),)), Factor(falling, (Route("plain", 1.0),))
     sizes = _sizes(layer, 2 * shift)
     rising, falling = sizes + z, sizes - z
-    empty = _empty(rising, sizes, 2 * shift), _empty(falling, sizes, 2 * shift)
-    torch.div(z, rising, out=rising).mul_(alpha).masked_fill_(empty[0], 0)
-    torch.div(z, falling, out=falling).mul_(beta).masked_fill_(empty[1], 0)
+    none_rise, none_fall = _empty(rising, sizes, 2 * shift), _empty(falling, sizes, 2 * shift)
+    torch.div(z, rising, out=rising).mul_(alpha).masked_fill_(none_rise, 0)
+    torch.div(z, falling, out=falling).mul_(beta).masked_fill_(none_fall, 0)
     absolute = torch.sub(rising, falling, out=sizes)
     return Factor(rising.add_(falling), (Route("plain", 1.0),)), Factor(absolute, (Route("absolute", 1.0),))
 
