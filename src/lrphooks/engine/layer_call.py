@@ -166,7 +166,9 @@ def modified_weight(weight: Tensor, form: WeightForm, parameter: float) -> Tenso
     if form == "negative":
         return weight.clamp(max=0)
     if form == "raised":
-        return weight + parameter * weight.clamp(min=0)
+        if torch.is_grad_enabled():
+            return weight + parameter * weight.clamp(min=0)
+        return weight.clamp(min=0).mul_(parameter).add_(weight)
     return weight
 
 

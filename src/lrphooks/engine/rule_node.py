@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lrphooks.engine.nodes import _sum, alias, per_input, zero_link
-from lrphooks.layers.layer import Layer, Route, Term, WeightForm
+from lrphooks.layers.layer import Layer, Route, WeightForm
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
 
@@ -51,10 +52,10 @@ class RuleNode(Function):
             ctx.save_for_backward(z.clone(), *tensors)
         else:
             layer = call.layer(z, tensors, relu_follows=relu_follows, cached=True)
-            terms = call.rule.terms(layer)
-            ctx.routes = tuple(term.routes for term in terms)
-            ctx.modified = _modified_weights(layer, call, terms)
-            ctx.save_for_backward(*(_factor(z, term) for term in terms), *tensors)
+            factors = call.rule.factors(layer)
+            ctx.routes = tuple(factor.routes for factor in factors)
+            ctx.modified = _modified_weights(layer, call, ctx.routes)
+            ctx.save_for_backward(*(factor.values for factor in factors), *tensors)
         return z if in_place else alias(z), zero_link(z)
 
     @staticmethod
@@ -83,11 +84,8 @@ class RuleNode(Function):
             shares, modified = _anew(call, gradient, relevance, tensors, relu_follows=bool(ctx.relu_follows))
         else:
             assert gradient is not None
-            modified = ctx.modified
-            shares = []
-            for factor, routes in zip(factors, ctx.routes, strict=True):
-                signed = any(route.signed for route in routes)
-                shares.append((gradient * (factor.abs() if signed else factor), factor, routes))
+            direct = _returned(call, tensors[0], gradient, zip(factors, ctx.routes, strict=True), ctx.modified)
+            return *unused, None, None, direct, *nothing[1:]
         return *unused, None, None, _distribute(call, tensors[0], shares, modified), *nothing[1:]
 
 
@@ -117,21 +115,52 @@ def _anew(
     assert total is not None
     terms = call.rule.terms(layer)
     shares = [(total / term.denominator(), layer.output, term.routes) for term in terms]
-    return shares, _modified_weights(layer, call, terms)
+    return shares, _modified_weights(layer, call, tuple(term.routes for term in terms))
 
 
-def _factor(z: Tensor, term: Term) -> Tensor:
-    """Return z / denominator; where a route is signed, with the sign of z (the quotient itself is not negative)."""
-    factor = z / term.denominator()
-    if any(route.signed for route in term.routes):
-        factor = torch.copysign(factor, z)
-    return factor
+def _returned(
+    call: LayerCall,
+    a: Tensor,
+    gradient: Tensor,
+    factors: Iterable[tuple[Tensor, tuple[Route, ...]]],
+    modified: dict[WeightForm, Tensor],
+) -> Tensor | None:
+    """Return the modified gradient at the layer's input, from kept factors and without autograd."""
+    parts: dict[WeightForm, tuple[Tensor, float]] = {}
+    for factor, routes in factors:
+        one_sign = any(route.signed for route in routes)
+        for route in routes:
+            part = gradient * (factor.abs() if one_sign and not route.signed else factor)
+            if route.weight in parts:
+                before, scale = parts[route.weight]
+                parts[route.weight] = torch.add(before * scale, part, alpha=route.scale), 1.0
+            else:
+                parts[route.weight] = part, route.scale
+    direct: Tensor | None = None
+    # The last is scaled as it is added, which costs nothing.
+    for form, (part, scale) in sorted(parts.items(), key=lambda item: item[1][1] != 1.0):
+        grad = _transposed(call, form, part, a, modified)
+        if direct is None and scale != 1.0:
+            grad = grad * scale
+        direct = grad if direct is None else torch.add(direct, grad, alpha=scale)
+    return direct
 
 
-def _modified_weights(layer: Layer, call: LayerCall, terms: tuple[Term, ...]) -> dict[WeightForm, Tensor]:
+def _transposed(
+    call: LayerCall, form: WeightForm, part: Tensor, a: Tensor, modified: dict[WeightForm, Tensor]
+) -> Tensor:
+    """Return the part sent back through the weight in one form."""
+    if form == "agreeing":
+        up, down = (call.map.transpose(part, a, modified[way]) for way in ("positive", "negative"))
+        return torch.where(a < 0, down, up)
+    grad = call.map.transpose(part, a, modified[form])
+    return grad * a.sign() if form == "absolute" and not call.input_nonnegative else grad
+
+
+def _modified_weights(layer: Layer, call: LayerCall, routes: tuple[tuple[Route, ...], ...]) -> dict[WeightForm, Tensor]:
     """Return the weights that the backward pass sends relevance through."""
     parameter = call.rule.raise_by if isinstance(call.rule, LinearRule) else 0.0
-    forms: set[WeightForm] = {route.weight for term in terms for route in term.routes}
+    forms: set[WeightForm] = {route.weight for each in routes for route in each}
     if "agreeing" in forms:
         forms = forms - {"agreeing"} | {"positive", "negative"}
     return {form: layer.modified(form, parameter if form == "raised" else 0.0) for form in forms}
@@ -153,12 +182,5 @@ def _distribute(
             sums[route.weight] = sums[route.weight] + part if route.weight in sums else part
     direct: Tensor | None = None
     for form, total in sums.items():
-        if form == "agreeing":
-            up, down = (call.map.transpose(total, a, modified[part]) for part in ("positive", "negative"))
-            direct = _sum(direct, torch.where(a < 0, down, up))
-            continue
-        grad = call.map.transpose(total, a, modified[form])
-        if form == "absolute" and not call.input_nonnegative:
-            grad = grad * a.sign()
-        direct = _sum(direct, grad)
+        direct = _sum(direct, _transposed(call, form, total, a, modified))
     return direct

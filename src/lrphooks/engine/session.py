@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lrphooks.engine import containers
-from lrphooks.engine.cache import WeightCache
+from lrphooks.engine.cache import WeightCache, WeightStore
 from lrphooks.engine.checks import check_gradients_enabled, check_model, refuse_transformed
 from lrphooks.engine.eager import EAGER
 from lrphooks.engine.errors import LRPError
@@ -37,12 +37,14 @@ class Session(AbstractContextManager["Composite"]):
         # Contexts belong to the thread that entered them, so this needs no lock.
         self._running: list[Interception | _Swap] = []
         self._plan: Plan | None = None
+        self._weights = WeightStore(nn.Module())
 
     def __enter__(self) -> Composite:
         if self._entered:
             raise LRPError("This context was entered before; call composite.context(model) anew for each with block.")
         check_model(self._model)
         self._plan = Plan(self._composite, self._model)
+        self._weights = WeightStore(self._model)
         self._entered = True
         self.hooks.__enter__()
         THREAD.sessions.append(self)
@@ -51,6 +53,7 @@ class Session(AbstractContextManager["Composite"]):
     def __exit__(self, *exception: object) -> None:
         self._abandon()
         THREAD.sessions.remove(self)
+        self._weights.clear()
         self.hooks.__exit__()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -74,9 +77,9 @@ class Session(AbstractContextManager["Composite"]):
         refuse_transformed(containers.tensors((args, kwargs)))
         if THREAD.runs:
             # Part of a model that is being explained: only the rules change, and the outer run goes on.
-            self._running.append(_Swap(self, THREAD.runs[-1][1], self._plan, WeightCache(self._model), module))
+            self._running.append(_Swap(self, THREAD.runs[-1][1], self._plan, WeightCache(self._weights), module))
             return None
-        run = Run(self, self._plan, WeightCache(self._model), self._observer)
+        run = Run(self, self._plan, WeightCache(self._weights), self._observer)
         args, kwargs = run.enter_inputs(args, kwargs or {})
         mode = run.mode()
         mode.__enter__()

@@ -62,6 +62,25 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Factor:
+    """What the modified gradient is multiplied by before it takes its routes, for each output.
+
+    Where a route is signed, the values have the sign of the output; the factor of the other routes is their size.
+    """
+
+    values: Tensor
+    routes: tuple[Route, ...]
+
+    @classmethod
+    def of(cls, output: Tensor, term: Term) -> Factor:
+        """Return z / D for a term; the quotient of a signed one is not negative, so it has room for the sign."""
+        values = output / term.denominator()
+        if any(route.signed for route in term.routes):
+            values = torch.copysign(values, output)
+        return cls(values, term.routes)
+
+
+@dataclass(frozen=True)
 class Layer:
     """One executed linear layer: z = map(input, weight) + bias, a following BatchNorm merged into the weight.
 
@@ -78,12 +97,18 @@ class Layer:
     relu_follows: bool
     modified: Callable[[WeightForm, float], Tensor]
 
-    def apply(self, form: WeightForm, parameter: float = 0.0) -> Tensor:
-        """Return the map of the input with the weight in another form, without bias (|a| for ``absolute``)."""
+    def apply(self, form: WeightForm, parameter: float = 0.0, bias: Tensor | None = None) -> Tensor:
+        """Return the map of the input with the weight in another form (|a| for ``absolute``), plus ``bias``."""
         a = self.input
         if form == "absolute" and not self.input_nonnegative:
             a = a.abs()
-        return self.map.forward(a, self.modified(form, parameter))
+        return self.map.forward(a, self.modified(form, parameter), bias)
+
+    def offset(self, values: Tensor | None, shift: float) -> Tensor:
+        """Return a value for each output channel plus a constant, as a bias."""
+        if values is not None:
+            return values + shift
+        return self.output.new_full((self.output.shape[self.map.output_channel_dim],), shift)
 
     def bias_like(self, values: Tensor | None) -> Tensor | float:
         """Return a value for each output channel, shaped to broadcast against the output."""

@@ -69,9 +69,7 @@ class Stabilizer:
         if self.epsilon == 0.0:
             # Where z is 0 there is nothing to distribute.
             return torch.where(z == 0, torch.full_like(z, math.inf), z)
-        # Half precision has no room for the quotient of a value and 1e-6; for one by its smallest normal number it has.
-        least = max(self.epsilon, torch.finfo(z.dtype).tiny) if z.dtype == torch.float16 else self.epsilon
-        epsilon = torch.full((), least, dtype=z.dtype, device=z.device)
+        epsilon = torch.full((), self._least(z.dtype), dtype=z.dtype, device=z.device)
         if self.norm_scale:
             dim = tuple(range(1, z.dim())) if self.dim is None else self.dim
             epsilon = z.square().mean(dim, keepdim=True).sqrt() * epsilon
@@ -79,3 +77,11 @@ class Stabilizer:
             size = z.abs().clamp(min=epsilon)
             return torch.where(z < 0, -size, size)
         return z + torch.where(z < 0, -epsilon, epsilon)
+
+    def shift(self, dtype: torch.dtype) -> float | None:
+        """Return what it adds to the size of every value, where it is a constant and not 0."""
+        return None if self.clip or self.norm_scale or self.epsilon == 0.0 else self._least(dtype)
+
+    def _least(self, dtype: torch.dtype) -> float:
+        # Half precision has no room for the quotient of a value and 1e-6; for one by its smallest normal number it has.
+        return max(self.epsilon, torch.finfo(dtype).tiny) if dtype == torch.float16 else self.epsilon

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrphooks.layers.layer import Layer, Route, Term
+from lrphooks.layers.layer import Factor, Layer, Route, Term
+from lrphooks.rules import factors
 from lrphooks.rules.base import Rule, Stabilizer, number
 
 
@@ -28,6 +29,13 @@ class LinearRule(Rule):
     @abstractmethod
     def terms(self, layer: Layer) -> tuple[Term, ...]:
         """Return the terms of this rule for one executed layer; a differentiable, pure function of its tensors."""
+
+    def factors(self, layer: Layer) -> tuple[Factor, ...]:
+        """Return what the terms come to for the modified gradient, computed without autograd.
+
+        A rule may have a shorter way to the same values.
+        """
+        return tuple(Factor.of(layer.output, term) for term in self.terms(layer))
 
     @property
     def is_gradient(self) -> bool:
@@ -87,6 +95,10 @@ class Epsilon(LinearRule):
     def terms(self, layer: Layer) -> tuple[Term, ...]:
         stabilizer = Stabilizer.ensure("Epsilon", "epsilon", self.epsilon)
         return (Term(layer.output, (Route("plain", 1.0),), stabilizer, bias=layer.bias_like(layer.bias)),)
+
+    def factors(self, layer: Layer) -> tuple[Factor, ...]:
+        shift = Stabilizer.ensure("Epsilon", "epsilon", self.epsilon).shift(layer.output.dtype)
+        return super().factors(layer) if shift is None else factors.epsilon(layer, shift)
 
 
 @dataclass(frozen=True)
@@ -157,6 +169,12 @@ class Gamma(LinearRule):
 
         return (Term(z + gamma * favoured, routes, by_norm if stabilize.norm_scale else stabilize, bias=bias_part),)
 
+    def factors(self, layer: Layer) -> tuple[Factor, ...]:
+        shift = Stabilizer.ensure("Gamma", "stabilizer", self.stabilizer).shift(layer.output.dtype)
+        if shift is None or not self.gamma:
+            return super().factors(layer)
+        return factors.gamma(layer, float(self.gamma), shift)
+
 
 @dataclass(frozen=True)
 class ZPlus(_Stabilized):
@@ -179,6 +197,12 @@ class ZPlus(_Stabilized):
         positive = _positive(layer.output - layer.bias_like(layer.bias), layer.apply("absolute"))
         # Half the sum of wᵀ and sign(a) |w|ᵀ is the same, but cancels where s is large; this does not.
         return (Term(positive + bias, (Route("agreeing", 1.0),), self.stabilize, bias=bias, empty=positive == 0),)
+
+    def factors(self, layer: Layer) -> tuple[Factor, ...]:
+        shift = Stabilizer.ensure("ZPlus", "stabilizer", self.stabilizer).shift(layer.output.dtype)
+        if shift is None or not (layer.input_nonnegative or factors.precise(layer)):
+            return super().factors(layer)
+        return factors.zplus(layer, shift)
 
 
 @dataclass(frozen=True)
@@ -239,6 +263,14 @@ class AlphaBeta(LinearRule):
 
         second = Term(negative + bias_down, down, stabilize_negative, bias_down, share=-beta, empty=negative == 0)
         return (*terms, second)
+
+    def factors(self, layer: Layer) -> tuple[Factor, ...]:
+        shift = Stabilizer.ensure("AlphaBeta", "stabilizer", self.stabilizer).shift(layer.output.dtype)
+        if shift is None or not factors.precise(layer):
+            return super().factors(layer)
+        if not self.beta:
+            return factors.zplus(layer, shift)
+        return factors.alpha_beta(layer, float(self.alpha), float(self.beta), shift)
 
 
 #: A sum of contributions below this many units in the last place of its absolute terms is rounding, and truly 0.

@@ -1,0 +1,1 @@
+"""The price of relevance: time and memory of explanations as ratios to the plain input gradient."""

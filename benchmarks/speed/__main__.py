@@ -1,0 +1,71 @@
+"""Measure the price of relevance beside the plain gradient and beside other libraries.
+
+python -m benchmarks.speed                                  # all models, batch 4
+python -m benchmarks.speed --quick                          # small images, under two minutes
+python -m benchmarks.speed --model ResNet-50 --batch 1 --batch 8 --json speed.json --table docs/speed.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.speed import cases, report, subjects
+from benchmarks.speed.measure import Row, Setting, as_records, measure
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    names = options.model or (cases.QUICK if options.quick else cases.USUAL)
+    chosen = [subjects.SUBJECTS[n] for n in options.subject or (subjects.QUICK if options.quick else subjects.SUBJECTS)]
+    if options.compile:
+        chosen.append(subjects.COMPILED)
+    rows: list[Row] = []
+    for name in names:
+        case = cases.CASES[name]
+        for batch in options.batch or ([1] if options.quick else [4]):
+            size = options.size or (case.quick if options.quick else case.size)
+            repeats = options.repeats or (3 if options.quick else 7)
+            setting = Setting(batch, size, repeats, options.device, getattr(torch, options.dtype))
+            rows += measure(case, chosen, setting)
+            print(f"{name}, batch {batch}: done", file=sys.stderr)
+    command = " ".join(["python -m benchmarks.speed", *arguments])
+    page = report.table(rows, command, report.machine(options.device, options.threads))
+    print(page)
+    if options.table:
+        options.table.write_text(page)
+    if options.json:
+        options.json.write_text(json.dumps({"command": command, "rows": as_records(rows)}, indent=1) + "\n")
+    if options.plot and not report.plot(rows, options.plot):
+        print("no plot: matplotlib is not installed", file=sys.stderr)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="The price of relevance.")
+    parser.add_argument("--quick", action="store_true", help="three models, small inputs, batch 1, three repeats")
+    parser.add_argument("--model", action="append", choices=cases.CASES, help="only this model; may be repeated")
+    parser.add_argument("--subject", action="append", choices=subjects.SUBJECTS, help="only this; may be repeated")
+    parser.add_argument("--batch", action="append", type=int, help="batch size (default 4); may be repeated")
+    parser.add_argument("--size", type=int, help="side of the images, or number of tokens")
+    parser.add_argument("--repeats", type=int, help="measurements of each subject (default 7)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"))
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
+    parser.add_argument("--compile", action="store_true", help="time the compiled gradient as well")
+    parser.add_argument("--json", type=Path, help="write the measurements there")
+    parser.add_argument("--table", type=Path, help="write the page there")
+    parser.add_argument("--plot", type=Path, help="draw the ratios there, where matplotlib is installed")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

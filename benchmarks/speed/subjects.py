@@ -1,0 +1,156 @@
+"""What is timed: the forward pass, the gradient, lrphooks by rule and preset, and other libraries."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lrphooks import Composite, composites
+from lrphooks.matching import AnyLinear
+from lrphooks.rules import AlphaBeta, Epsilon, Gamma, ZPlus
+
+#: Explains a batch; contexts are open already, so that neither side pays for them.
+Run = Callable[[Tensor], Tensor]
+Open = Callable[[nn.Module, ExitStack], Run]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One way to explain a model.
+
+    rule: what is computed; subjects with the same rule are compared with lrphooks. peer: whose it is.
+    """
+
+    name: str
+    rule: str
+    peer: str
+    open: Open
+
+
+def _forward(model: nn.Module, _: ExitStack) -> Run:
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            out: Tensor = model(x)
+        return out
+
+    return run
+
+
+def gradient_of(model: nn.Module) -> Run:
+    """Return the plain input gradient of a model, which is also how relevance is asked for in a context."""
+
+    def run(x: Tensor) -> Tensor:
+        leaf = x.detach().clone().requires_grad_()
+        (found,) = torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)
+        return found
+
+    return run
+
+
+def _compiled(model: nn.Module, _: ExitStack) -> Run:
+    compiled: nn.Module = torch.compile(copy.deepcopy(model))
+    return gradient_of(compiled)
+
+
+def sharing(model: nn.Module) -> nn.Module:
+    """Return a copy of a model with hooks of its own and the same parameters and buffers."""
+    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+
+
+def _lrphooks(composite: Composite) -> Open:
+    def open_(model: nn.Module, stack: ExitStack) -> Run:
+        model = sharing(model)
+        stack.enter_context(composite.context(model))
+        return gradient_of(model)
+
+    return open_
+
+
+def _zennit(rule: str) -> Open:
+    def open_(model: nn.Module, stack: ExitStack) -> Run:
+        from benchmarks.zoo.subjects import shim as _shim  # noqa: F401, I001  (before zennit, which imports torchvision)
+        from zennit import rules
+        from zennit.canonizers import SequentialMergeBatchNorm
+        from zennit.composites import LayerMapComposite
+        from zennit.torchvision import ResNetCanonizer
+        from zennit.types import Activation, AvgPool, BatchNorm, Linear
+
+        hook = {
+            "epsilon": lambda: rules.Epsilon(1e-6),
+            "z-plus": lambda: rules.ZPlus(zero_params=None),
+            "gamma": lambda: rules.Gamma(0.25),
+            "alpha-beta": lambda: rules.AlphaBeta(2, 1),
+        }[rule]()
+        layers = [(Activation, rules.Pass()), (BatchNorm, rules.Pass()), (AvgPool, rules.Norm()), (Linear, hook)]
+        residual = type(model).__name__ == "ResNet"
+        canonizers = [ResNetCanonizer() if residual else SequentialMergeBatchNorm()]
+        composite = LayerMapComposite(layers, canonizers=canonizers)
+        modified = stack.enter_context(composite.context(copy.deepcopy(model)))
+
+        def run(x: Tensor) -> Tensor:
+            leaf = x.detach().clone().requires_grad_()
+            chosen = modified(leaf)[:, 0]
+            # zennit starts from relevance: the output itself in place of 1.
+            (found,) = torch.autograd.grad(chosen, leaf, chosen.detach())
+            return found
+
+        return run
+
+    return open_
+
+
+def _captum(model: nn.Module, _: ExitStack) -> Run:
+    from captum.attr import LRP
+
+    explainer = LRP(copy.deepcopy(model))
+
+    def run(x: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found: Tensor = explainer.attribute(x.detach().clone().requires_grad_(), target=0)
+        return found.detach()
+
+    return run
+
+
+def _everywhere(rule: Epsilon | Gamma | ZPlus | AlphaBeta) -> Composite:
+    return Composite([(AnyLinear, rule)])
+
+
+_RULES = {
+    "LRP-0": _everywhere(Epsilon(0)),
+    "epsilon": _everywhere(Epsilon(1e-6)),
+    "z-plus": _everywhere(ZPlus()),
+    "gamma": _everywhere(Gamma(0.25)),
+    "alpha-beta": _everywhere(AlphaBeta(2, 1)),
+    "AttnLRP": composites.AttnLRP(),
+    "CPLRP": composites.CPLRP(),
+    "EpsilonPlus": composites.EpsilonPlus(),
+    "EpsilonPlusFlat": composites.EpsilonPlusFlat(),
+    "EpsilonAlpha2Beta1": composites.EpsilonAlpha2Beta1(),
+    "EpsilonAlpha2Beta1Flat": composites.EpsilonAlpha2Beta1Flat(),
+    "EpsilonGammaBox": composites.EpsilonGammaBox(-5.0, 5.0),
+    "ExcitationBackprop": composites.ExcitationBackprop(),
+    "GuidedBackprop": composites.GuidedBackprop(),
+    "DeconvNet": composites.DeconvNet(),
+}
+_PEERS: dict[str, Open] = {f"zennit {rule}": _zennit(rule) for rule in ("epsilon", "z-plus", "gamma", "alpha-beta")}
+
+SUBJECTS: dict[str, Subject] = {
+    "forward": Subject("forward", "", "torch", _forward),
+    **{f"lrphooks {rule}": Subject(f"lrphooks {rule}", rule, "lrphooks", _lrphooks(c)) for rule, c in _RULES.items()},
+    **{name: Subject(name, name.removeprefix("zennit "), "zennit", open_) for name, open_ in _PEERS.items()},
+    "captum epsilon": Subject("captum epsilon", "", "captum", _captum),
+}
+COMPILED = Subject("gradient, compiled", "", "torch", _compiled)
+#: The subjects of a quick run.
+QUICK = (
+    "forward", "lrphooks LRP-0", "lrphooks epsilon", "lrphooks z-plus", "lrphooks gamma", "lrphooks alpha-beta",
+    "lrphooks AttnLRP", "zennit epsilon", "zennit z-plus", "zennit gamma", "captum epsilon",
+)  # fmt: skip

@@ -1,0 +1,91 @@
+"""The factors of the linear rules in as few passes over the output as possible, for a constant stabilizer.
+
+They are the values that the terms of the rules define, without autograd: what a forward pass keeps. Sums of constants
+go into the bias of the extra map, where they are free, and intermediate values are overwritten: on a CPU each of these
+passes costs about as much as a small convolution.
+
+With U = |w| |a| + |b|, twice the positive part P + b^+ is U + z and twice the negative one N + b^- is z - U.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lrphooks.layers.layer import Factor, Layer, Route
+
+#: Twice what remains of a sum of contributions and of their sizes, below which it is rounding, and truly 0.
+ULPS = 16.0
+
+
+def precise(layer: Layer) -> bool:
+    """Whether the values have digits enough to tell small parts of U from rounding, biases included."""
+    return layer.output.dtype in (torch.float32, torch.float64)
+
+
+def epsilon(layer: Layer, shift: float) -> tuple[Factor, ...]:
+    """Return z / (z + shift * sign z)."""
+    z = layer.output
+    values = torch.copysign(torch.full((), shift, dtype=z.dtype, device=z.device), z).add_(z)
+    torch.div(z, values, out=values)
+    return (Factor(values, (Route("plain", 1.0),)),)
+
+
+def gamma(layer: Layer, gamma: float, shift: float) -> tuple[Factor, ...]:
+    """Return z / z', with z' = z + gamma * (P + b^+) where z > 0 and z + gamma * (N + b^-) where z < 0."""
+    z, bias = layer.output, layer.bias
+    if layer.input_nonnegative and layer.relu_follows:
+        raised = None if bias is None else bias + gamma * bias.clamp(min=0)
+        # Where z is positive, z' is; where it is not, the ReLU lets nothing come back, and any number will do.
+        values = layer.apply("raised", gamma, raised).abs_().add_(shift)
+        torch.div(z, values, out=values)
+        return (Factor(values, (Route("raised", 1.0),)),)
+    # |z'| = |z| + gamma / 2 * (|z| + U), divided by gamma / 2 to save a pass.
+    half = gamma / 2
+    values = _sizes(layer, shift / half).add_(z.abs(), alpha=1 + 1 / half)
+    torch.div(z, values, out=values)
+    return (Factor(values, (Route("plain", 1 + 1 / half), Route("absolute", 1.0, signed=True))),)
+
+
+def zplus(layer: Layer, shift: float) -> tuple[Factor, ...]:
+    """Return z / (P + b^+)."""
+    z, bias = layer.output, layer.bias
+    if layer.input_nonnegative:
+        values = layer.apply("positive", bias=layer.offset(None if bias is None else bias.clamp(min=0), shift))
+        torch.div(z, values, out=values)
+        return (Factor(values, (Route("positive", 1.0),)),)
+    sizes = _sizes(layer, 2 * shift)
+    values = sizes + z
+    empty = _empty(values, sizes, 2 * shift)
+    torch.div(z, values, out=values).mul_(2).masked_fill_(empty, 0)
+    return (Factor(values, (Route("agreeing", 1.0),)),)
+
+
+def alpha_beta(layer: Layer, alpha: float, beta: float, shift: float) -> tuple[Factor, ...]:
+    """Return one factor for each form of the weight, both parts of the rule together."""
+    z, bias = layer.output, layer.bias
+    if layer.input_nonnegative:
+        rising = layer.apply("positive", bias=layer.offset(None if bias is None else bias.clamp(min=0), shift))
+        falling = rising - z
+        empty = _empty(falling, rising, shift)
+        torch.div(z, falling, out=falling).mul_(beta).masked_fill_(empty, 0)
+        # The positive part needs no care: where it is 0, so are all weights that would return by it.
+        torch.div(z, rising, out=rising).mul_(alpha).sub_(falling)
+        return Factor(rising, (Route("positive", 1.0),)), Factor(falling, (Route("plain", 1.0),))
+    sizes = _sizes(layer, 2 * shift)
+    rising, falling = sizes + z, sizes - z
+    none_rise, none_fall = _empty(rising, sizes, 2 * shift), _empty(falling, sizes, 2 * shift)
+    torch.div(z, rising, out=rising).mul_(alpha).masked_fill_(none_rise, 0)
+    torch.div(z, falling, out=falling).mul_(beta).masked_fill_(none_fall, 0)
+    absolute = torch.sub(rising, falling, out=sizes)
+    return Factor(rising.add_(falling), (Route("plain", 1.0),)), Factor(absolute, (Route("absolute", 1.0),))
+
+
+def _sizes(layer: Layer, shift: float) -> Tensor:
+    """Return U plus a constant."""
+    return layer.apply("absolute", bias=layer.offset(None if layer.bias is None else layer.bias.abs(), shift))
+
+
+def _empty(part: Tensor, sizes: Tensor, shift: float) -> Tensor:
+    """Return where a part, its stabilizer ``shift`` included, is only rounding of what it is a part of."""
+    return torch.sub(part, sizes, alpha=ULPS * torch.finfo(part.dtype).eps) <= shift
