@@ -90,8 +90,9 @@ class Composite:
     def context(self, model: nn.Module) -> AbstractContextManager[Composite]:
         """Return a context in which ``model(x)`` followed by ``backward()`` leaves relevance in ``x.grad``.
 
-        ``x`` must require a gradient. The forward pass must run inside; the backward pass may come after. It holds for
-        the thread that enters it; the model itself stays as it is.
+        ``x`` must be a leaf that requires a gradient: what is behind it would take its relevance for a gradient. The
+        forward pass must run inside, the backward pass may come after. It holds for the thread that enters it; the
+        model itself stays as it is.
 
         Raises
         ------

@@ -32,7 +32,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class OperationRow:
-    """One kind of operation under one rule: how often it ran, and whether it had no rule and kept its plain gradient."""
+    """One kind of operation under one rule: how often it ran, and whether it kept its gradient for want of one."""
 
     name: str
     rule: str
