@@ -25,60 +25,66 @@ PAGE = Path(__file__).with_name("any-graph.md")
 
 @dataclass(frozen=True)
 class About:
-    """What the page says of one kind of operation.
+    """What the page says of one kind of operation, under the rule by convention.
 
-    absorbs: the sinks, as the audit names them, that its operations may have under the rule by convention.
+    absorbs: the sinks, as the audit names them, that its operations may have.
     """
 
     what: str
-    relevance: str
+    formula: str
+    source: str
     absorbs: tuple[str, ...] = ()
 
 
+_PLAIN = "G_a = (∂z/∂a)ᵀ G"
+BACH, MONTAVON, ARRAS = "Bach 2015", "Montavon 2019", "Arras 2017"
+ALI, ACHTIBAT, OWN = "Ali 2022", "Achtibat 2024", "lrphooks"
+
 KINDS: dict[Kind, About] = {
-    "linear": About("linear layers", "by the rule of the composite; without one, an error", ("bias", "stabilizer")),
-    "relu": About("ReLU", "R_a = R_z"),
-    "shape": About("moves elements", "R goes with the elements"),
-    "split": About("cuts into several tensors", "R goes with the elements"),
+    "linear": About("linear layers", "the rule of the composite; without one, an error", BACH, ("bias", "stabilizer")),
+    "relu": About("ReLU", "G_a = G where a > 0, else 0; so R_a = R_z", BACH),
+    "shape": About("moves elements", f"{_PLAIN}: R goes with the elements", BACH),
+    "split": About("cuts into several tensors", f"{_PLAIN}: R goes with the elements", BACH),
     "select": About(
-        "selects values, or scales each piecewise",
-        "R goes to the values selected: the winners take all",
-        ("constants",),
+        "selects values, or scales each piecewise", f"{_PLAIN}: the winners take all", MONTAVON, ("constants",)
     ),
     "combination": About(
-        "linear in all operands together", "in proportion to the contributions (LRP-0)", ("constants",)
+        "linear in all operands together", f"{_PLAIN}: R in proportion to the contributions", BACH, ("constants",)
     ),
-    "product": About("multiplies activations", "R_z / n to each of n activations", ("constants",)),
+    "product": About("multiplies n activations", f"{_PLAIN} / n: R_z / n to each", ACHTIBAT, ("constants",)),
     "added product": About(
-        "a summand and a product", "the summand has its own part, the factors share the rest", ("constants",)
+        "a summand and a product", f"summand: {_PLAIN}; factors: {_PLAIN} / n", ACHTIBAT, ("constants",)
     ),
-    "division": About("divides", "all to the numerator: the denominator is a constant", ("constants",)),
-    "power": About("powers", "R_a = R_z for a positive exponent; others are constants"),
-    "activation": About("elementwise, f(0) = 0", "R_a = R_z"),
-    "gate": About("GLU", "all to the half that is not gated: the sigmoid is a constant"),
-    "constant": About("does not vanish with its input", "none: gates, statistics, exponentials"),
-    "moments": About("variance with the mean", "the mean is linear, the variance a constant"),
-    "shift": About("log-softmax", "R_a = G a: the log-sum-exp is a constant that is subtracted", ("constants",)),
-    "softmax": About("softmax", "first-order expansion at the logits", ("softmax offset",)),
+    "division": About("divides", f"numerator: {_PLAIN}; denominator: 0", ALI, ("constants",)),
+    "power": About("powers", "positive exponent: G_a = G z / a, so R_a = R_z; others: 0", OWN),
+    "activation": About("elementwise, f(0) = 0", "G_a = G f(a) / a, so R_a = R_z", ACHTIBAT),
+    "gate": About("GLU, z = a σ(b)", "G_a = G σ(b), so R_a = R_z; G_b = 0", ARRAS),
+    "constant": About("does not vanish with its input", "0: a gate or a factor takes no share", ARRAS),
+    "moments": About("variance with the mean", f"mean: {_PLAIN}; variance: 0", ALI),
+    "shift": About("log-softmax, z = a - c", "G_a = G: the log-sum-exp c is a constant", OWN, ("constants",)),
+    "softmax": About("softmax, p", "G_a = p (G - pᵀ G)", ACHTIBAT, ("softmax offset",)),
     "attention": About(
         "softmax(q kᵀ + mask) v, fused",
-        "1/2 to v, 1/4 to q and to k, the mask its own part of what the logits receive",
+        "plain gradients, times 1/2 for v, 1/4 for q and for k, 1/2 for a mask that depends on the input",
+        ACHTIBAT,
         ("softmax offset",),
     ),
-    "normalization": About("layer, RMS, group and instance norm", "centred and scaled by a constant 1/σ", ("bias",)),
-    "batch norm": About(
-        "batch norm", "evaluated: a factor and a shift, merged into a layer before it; in training as above", ("bias",)
+    "normalization": About(
+        "layer, RMS, group and instance norm", "G_a = C (G w / σ), σ constant, C centres", ALI, ("bias",)
     ),
-    "composed": About("functions made of others", "run again with each operation inside in view"),
-    "recurrent": About("recurrent layers and cells", "through the unrolled cells, operation by operation"),
+    "batch norm": About(
+        "batch norm", "evaluated: G_a = G w / σ, merged into a layer before it; in training as above", ALI, ("bias",)
+    ),
+    "composed": About("functions made of others", "run again with each operation inside in view", OWN),
+    "recurrent": About("recurrent layers and cells", "the unrolled cells, operation by operation", ARRAS),
 }
 
 
 def kinds() -> str:
     """Return the table of kinds."""
     lines = [
-        "| kind | what it does | rule by convention | relevance | absorbs | other rules |",
-        "|---|---|---|---|---|---|",
+        "| kind | what it does | rule by convention | formula | source | absorbs | other rules |",
+        "|---|---|---|---|---|---|---|",
     ]
     for kind, about in KINDS.items():
         convention = f"`{CONVENTIONS[kind]!r}`" if kind in CONVENTIONS else "none"
@@ -89,7 +95,8 @@ def kinds() -> str:
         absorbs = ", ".join(about.absorbs) or "nothing"
         if kind in ("composed", "recurrent"):
             absorbs = "by operation"
-        lines.append(f"| {kind} | {about.what} | {convention} | {about.relevance} | {absorbs} | {others} |")
+        cells = (kind, about.what, convention, about.formula, about.source, absorbs, others)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -149,3 +149,76 @@ def test_an_operation_absorbs_what_the_page_says(kind):
         assert not report.imbalances, (kind, number)
         seen |= {name for name, amount in report.sinks.items() if abs(amount) > 1e-12 * report.scale}
     assert seen == {*generate.KINDS[kind].absorbs, *HELPERS.get(kind, ())}
+
+
+class Function(nn.Module):
+    """A function of the input as a model."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+def _centred(t):
+    return t - t.mean(-1, keepdim=True)
+
+
+def _plain(function, inputs, seed):
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    return torch.autograd.grad(function(*leaves), leaves, seed)
+
+
+def _attention(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, :3])
+
+
+#: The formulas of the page: an operation of the kind, how many operands, and the modified gradient of each.
+FORMULAS = {
+    "relu": (torch.relu, 1, lambda a, z, G: [G * (a[0] > 0)]),
+    "shape": (lambda a: a.transpose(0, 1), 1, lambda a, z, G: [G.transpose(0, 1)]),
+    "split": (lambda a: a.unbind(0)[1].unsqueeze(0), 1, lambda a, z, G: [torch.stack((0 * G[0], G[0], 0 * G[0]))]),
+    "select": (torch.maximum, 2, lambda a, z, G: [G * (a[0] > a[1]), G * (a[1] > a[0])]),
+    "combination": (torch.sub, 2, lambda a, z, G: [G, -G]),
+    "product": (lambda a, b, c: torch.einsum("ij,ij,ij->ij", a, b, c), 3, lambda a, z, G: [G * z / t / 3 for t in a]),
+    "added product": (torch.addcmul, 3, lambda a, z, G: [G, G * a[2] / 2, G * a[1] / 2]),
+    "division": (torch.div, 2, lambda a, z, G: [G / a[1], 0 * G]),
+    "power": (lambda a: a**3, 1, lambda a, z, G: [G * z / a[0]]),
+    "activation": (F.gelu, 1, lambda a, z, G: [G * z / a[0]]),
+    "gate": (lambda a, b: F.glu(torch.cat((a, b), -1)), 2, lambda a, z, G: [G * a[1].sigmoid(), 0 * G]),
+    "constant": (lambda a, b: a * b.exp(), 2, lambda a, z, G: [G * a[1].exp(), 0 * G]),
+    "moments": (lambda a: torch.add(*torch.var_mean(a, -1, keepdim=True)), 1, lambda a, z, G: [G.expand(3, 4) / 4]),
+    "shift": (lambda a: a.log_softmax(-1), 1, lambda a, z, G: [G]),
+    "softmax": (lambda a: a.softmax(-1), 1, lambda a, z, G: [z * (G - (z * G).sum(-1, keepdim=True))]),
+    "attention": (
+        _attention,
+        4,
+        lambda a, z, G: [
+            t * share for t, share in zip(_plain(_attention, a, G), (1 / 4, 1 / 4, 1 / 2, 1 / 2), strict=True)
+        ],
+    ),
+    "normalization": (
+        lambda a: F.layer_norm(a, (4,), torch.arange(1.0, 5.0).to(a)),
+        1,
+        lambda a, z, G: [_centred(G * torch.arange(1.0, 5.0) / (a[0].var(-1, False, keepdim=True) + 1e-5).sqrt())],
+    ),
+    "batch norm": (
+        lambda a: F.batch_norm(a, torch.ones(4).to(a), torch.full((4,), 3.0).to(a), torch.arange(4.0).to(a)),
+        1,
+        lambda a, z, G: [G * torch.arange(4.0) / (3 + 1e-5) ** 0.5],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FORMULAS)
+def test_the_formulas_of_the_page(kind, close):
+    function, count, formula = FORMULAS[kind]
+    inputs = tuple(torch.randn(3, 4, dtype=torch.float64) for _ in range(count))
+    z = function(*inputs)
+    G = torch.randn_like(z)
+    composite = Composite([(torch.softmax, Gradient())])
+    relevance = lrphooks.lrp(Function(function), inputs, lambda out: out * G, composite)
+    for a, found, expected in zip(inputs, relevance, formula(inputs, z, G), strict=True):
+        close(found, a * expected, scale=1.0)
