@@ -78,6 +78,7 @@ def _zennit(rule: str) -> Open:
         from zennit import rules
         from zennit.canonizers import SequentialMergeBatchNorm
         from zennit.composites import LayerMapComposite
+        from zennit.layer import Sum
         from zennit.torchvision import ResNetCanonizer
         from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
@@ -87,7 +88,14 @@ def _zennit(rule: str) -> Open:
             "gamma": lambda: rules.Gamma(0.25),
             "alpha-beta": lambda: rules.AlphaBeta(2, 1),
         }[rule]()
-        layers = [(Activation, rules.Pass()), (BatchNorm, rules.Pass()), (AvgPool, rules.Norm()), (Linear, hook)]
+        # The stabilisers of sums and pools are no part of the rule that is compared.
+        layers = [
+            (Activation, rules.Pass()),
+            (BatchNorm, rules.Pass()),
+            (Sum, rules.Norm(1e-9)),
+            (AvgPool, rules.Norm(1e-9)),
+            (Linear, hook),
+        ]
         residual = type(model).__name__ == "ResNet"
         canonizers = [ResNetCanonizer() if residual else SequentialMergeBatchNorm()]
         composite = LayerMapComposite(layers, canonizers=canonizers)

@@ -137,7 +137,7 @@ class LayerCall:
         forms: dict[tuple[WeightForm, float], Tensor] = {}
 
         def modified(form: WeightForm, parameter: float) -> Tensor:
-            made = forms.get((form, parameter))
+            made = weight if form == "plain" else forms.get((form, parameter))
             if made is None:
                 make = partial(modified_weight, weight, form, parameter)
                 key = (form, *tensors[1:])
