@@ -30,7 +30,8 @@ is the largest output of each row. Columns:
   the overhead of Python.
 - The other libraries on the same model: what they lose of f(x) (the same measure as "conserved"), and their time.
 
-Models that turn to float32 on their way are kept in double precision for the two columns in float64."""
+Models that turn to float32 on their way are kept in double precision for the two columns in float64; "float32 only"
+stands for those that torch cannot run in double precision (grouped products of experts)."""
 
 
 def failed(row: dict[str, Any]) -> bool:
@@ -145,7 +146,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
     constants = (row.get("offset") or 0.0) > OFFSET
     conserved = "constants" if constants else _number(row.get("conserved"))
     same = {True: "yes", False: "no", None: ""}[row.get("identical")]
-    return [_number(row.get("unexplained")), _number(row.get("unexplained32")), conserved, same, _ratio(row)]
+    single = any("double precision" in note for note in row.get("notes") or ())
+    double = "float32 only" if single and row.get("unexplained") is None else _number(row.get("unexplained"))
+    return [double, _number(row.get("unexplained32")), conserved, same, _ratio(row)]
 
 
 def _peer_cell(row: dict[str, Any] | None) -> str:
