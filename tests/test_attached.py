@@ -114,6 +114,19 @@ def test_a_custom_function_is_reported(last):
     equal(relevance(Composite(ZPLUS.entries, unmatched="gradient"), model, x), relevance(seen(ZPLUS), model, x))
 
 
+def test_a_custom_function_of_a_constant_is_one():
+    """It carries no relevance, so nothing is lost in it and nothing reported: the gates of some recurrent models."""
+
+    class Gated(nn.Module):
+        def forward(self, x):
+            return x * Unchanged.apply(x.sigmoid()) + torch.var_mean(x, 1, keepdim=True)[1]
+
+    x = torch.randn(2, 4, dtype=torch.float64)
+    seed = weighting(x)
+    expected = x * (x.sigmoid() * seed + seed.sum(1, keepdim=True) / 4)
+    equal(relevance(every_layer(Epsilon(0)), Gated(), x), expected)
+
+
 def test_a_custom_function_may_be_a_constant():
     class Gated(nn.Module):
         def forward(self, x):

@@ -502,3 +502,16 @@ def test_functions_of_weights_within_modules():
 def test_a_place_that_there_is_not_is_an_error():
     with pytest.raises(LRPError, match=r"pattern 'lefd' of entry 0 matches no module.*misspelt"):
         Composite([(Within("lefd", torch.mul), FIRST), (AnyLinear, Epsilon())]).assign(Products())
+
+
+def test_a_rule_for_products_counts_behind_one_for_layers():
+    """A product of activations is no linear layer, so the entry of all linear maps does not take it."""
+
+    class Squares(nn.Module):
+        def forward(self, x):
+            return torch.matmul(x, x.t() + 1.0)
+
+    first = Composite([(torch.matmul, TakesAll(0)), (AnyLinear, Epsilon(0))])
+    behind = Composite([(AnyLinear, Epsilon(0)), (torch.matmul, TakesAll(0))])
+    x = torch.randn(3, 3, dtype=torch.float64)
+    equal(relevance(behind, Squares(), x), relevance(first, Squares(), x))

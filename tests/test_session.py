@@ -383,3 +383,16 @@ def test_contexts_may_end_in_any_order():
     second.__exit__(None, None, None)
     assert snapshot(model) == before
     assert torch.equal(y.grad, relevance(on_first(ZPlus()), model, x))
+
+
+@pytest.mark.parametrize("how", ["chain", "loop"])
+def test_models_explained_in_a_row_are_refused(how):
+    """The relevance of the second would be taken for the gradient of the first."""
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    composite = Composite([(AnyLinear, Epsilon())])
+    x = torch.randn(2, 4, requires_grad=True)
+    with composite.context(first), composite.context(second):
+        hidden = first(x) * 1.0
+        with pytest.raises(LRPError, match=r"computed by a model that is explained too.*one torch\.nn\.Module"):
+            (second if how == "chain" else first)(hidden)
+        assert second(x.detach().requires_grad_()).requires_grad

@@ -138,7 +138,10 @@ class Plan:
             found, entry, own = None, None, False
         running = self._running(frames)
         for matcher, rule in self.composite.entries[:entry]:
-            if serves(rule, operation) and matching.matches_operation(matcher, operation.name, running, placed=own):
+            if isinstance(rule, LinearRule | InputRule) or not serves(rule, operation):
+                # A rule for linear maps serves a product with a parameter, which is a layer.
+                continue
+            if matching.matches_operation(matcher, operation.name, running, placed=own):
                 return rule
         return found
 

@@ -28,6 +28,12 @@ class Provenance:
         node: Any = tensor.grad_fn
         node.metadata[_KEY] = (self._token, True)
 
+    def end(self, tensor: Tensor) -> None:
+        """Declare a tensor not to lead to the explained input: it counts as a constant."""
+        node: Any = tensor.grad_fn
+        if node is not None:
+            node.metadata[_KEY] = (self._token, False)
+
     def leads(self, tensor: Tensor) -> bool:
         """Whether a tensor was computed from the explained input, by operations seen or not."""
         if tensor.grad_fn is None:
@@ -78,3 +84,18 @@ def made_by_function(tensor: Tensor) -> type[Function] | None:
         return None
     made: type[Function] | None = getattr(node, "_forward_cls", None)
     return None if made is None or made.__module__.startswith(_TRANSPARENT) else made
+
+
+def behind(tensor: Tensor, name: str) -> bool:
+    """Whether a node of a given name lies in the graph behind a tensor."""
+    waiting: list[Any] = [tensor.grad_fn]
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == name:
+            return True
+        seen.add(node)
+        waiting.extend(source for source, _ in node.next_functions)
+    return False

@@ -22,7 +22,7 @@ from lrphooks.engine.interception import Interception
 from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
-from lrphooks.engine.provenance import Provenance, made_by_function
+from lrphooks.engine.provenance import Provenance, behind, made_by_function
 from lrphooks.engine.reporting import report
 from lrphooks.engine.weighted import weighted_product
 from lrphooks.operations import Operation, expression
@@ -62,7 +62,7 @@ class Run:
         #: The recurrent operation whose cells are running.
         self.unrolled = ""
         self._claimed: dict[Any, tuple[int, str]] = {}
-        self._provenance = Provenance()
+        self.provenance = Provenance()
         self._shields: dict[int, tuple[Tensor, Tensor]] = {}
 
     # --- the boundary ---
@@ -100,8 +100,13 @@ class Run:
             )
         if x.layout is not torch.strided:
             raise LRPError(f"An input of the model is sparse ({x.layout}), and relevance is dense. Give x.to_dense().")
+        if behind(x, "OutputNodeBackward"):
+            raise LRPError(
+                "An input of the model was computed by a model that is explained too, or by this one before. Relevance "
+                "would be taken for a gradient there. Put both, or the loop, into one torch.nn.Module and explain that."
+            )
         inner, link = InputNode.apply(self, x)
-        self._provenance.begin(inner)
+        self.provenance.begin(inner)
         notes.write(inner, self, link=lambda: link)
         if self.observer is not None:
             self.observer.explained(self, inner)
@@ -110,7 +115,7 @@ class Run:
     def leave_output(self, output: Tensor) -> Tensor:
         """Return an output of the model as the user is to see it."""
         function = made_by_function(output) if notes.read(output, self) is None else None
-        if function is not None and self._provenance.leads(output):
+        if function is not None and self.provenance.leads(output):
             self._hidden(output, function)
         note = notes.read(output, self)
         stopped = note is not None and note.constant == "stopped"
@@ -171,7 +176,7 @@ class Run:
         """Return what kind of constant a tensor that is no leaf is, empty if it carries relevance."""
         if note is not None:
             return note.constant
-        return "" if self._provenance.leads(tensor) else "parameter"
+        return "" if self.provenance.leads(tensor) else "parameter"
 
     def made_of_parameters(self, tensor: Tensor) -> bool:
         """Whether the tensor is a parameter or was made of parameters alone."""

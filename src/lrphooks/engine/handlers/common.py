@@ -28,11 +28,14 @@ def plain(run: Run, call: Call, rule: Rule) -> Any:
     return out
 
 
-def stop(run: Run, out: Any) -> None:
-    """Declare the results of an operation to be constants."""
+def stop(run: Run, out: Any, *, alone: bool = True) -> None:
+    """Declare the results of an operation to be constants; ``alone`` if it has no others, which carry relevance."""
     for tensor in tensors_in((out,)):
         if tensor.requires_grad:
             notes.write(tensor, run, constant="stopped")
+            if alone:
+                # So that what cannot be seen makes a constant of it too.
+                run.provenance.end(tensor)
 
 
 def in_place(run: Run, call: Call, handler: Handler, rule: Rule) -> Tensor:

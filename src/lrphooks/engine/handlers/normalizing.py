@@ -36,7 +36,7 @@ def moments(run: Run, call: Call, rule: Rule) -> Any:
     """var_mean: the variance is a constant, the mean is linear."""
     out = call.invoke()
     if not isinstance(rule, Gradient):
-        stop(run, out[0])
+        stop(run, out[0], alone=False)
     return out
 
 
