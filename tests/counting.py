@@ -75,3 +75,23 @@ def cost(model, x, composite=None, target=0):
     with backward:
         out[:, target].sum().backward()
     return Cost(forward.products, backward.products, len(saved.sizes), sum(saved.sizes.values()))
+
+
+def passes(model, x, composite):
+    """How many operations of one explanation read or write a whole activation without being products or views."""
+
+    class Passes(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            first = out[0] if isinstance(out, tuple | list) else out
+            product = func.overloadpacket in PRODUCTS or func.overloadpacket is aten.convolution_backward
+            if isinstance(first, torch.Tensor) and first.numel() >= x.numel() and not product and not func.is_view:
+                self.count += 1
+            return out
+
+    leaf = x.detach().clone().requires_grad_()
+    with Passes() as mode, composite.context(model):
+        model(leaf)[:, 0].sum().backward()
+    return mode.count

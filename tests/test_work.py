@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from counting import cost
+from counting import cost, passes
 from lrphooks import Composite
 from lrphooks.matching import AnyLinear
 from lrphooks.rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
@@ -193,3 +193,45 @@ def test_two_consumers_of_a_layer_share_its_rule():
     plain = cost(model, x)
     ruled = cost(model, x, Composite([(AnyLinear, ZPlus())]))
     assert (ruled.forward - plain.forward, ruled.backward - plain.backward) == (2, 2)
+
+
+# --- short ways ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("relu", [False, True], ids=["", "relu-follows"])
+@pytest.mark.parametrize("known", [False, True], ids=["any-sign", "nonnegative"])
+@pytest.mark.parametrize(
+    "rule", [Epsilon(0.1), ZPlus(0.1), Gamma(0.5, 0.1), AlphaBeta(2, 1, 0.1), AlphaBeta(1, 0, 0.1)]
+)
+def test_the_short_way_to_a_factor_gives_what_the_terms_say(rule, known, relu, bias, close):
+    """Relevance that may be differentiated is computed from the terms; other relevance from kept factors."""
+    layers = [nn.ReLU()] * known + [nn.Conv2d(3, 5, 3, bias=bias)] + [nn.ReLU()] * relu + [nn.Conv2d(5, 4, 3)]
+    model, x = nn.Sequential(*layers, nn.Flatten()).double(), torch.randn(2, 3, 7, 7).double()
+    found = []
+    for create in (False, True):
+        leaf = x.clone().requires_grad_()
+        with every_layer(rule).context(model):
+            out = model(leaf)
+            found.append(torch.autograd.grad(out[:, 0].sum(), leaf, create_graph=create)[0])
+    close(found[0], found[1], tol=1e-12)
+
+
+#: How many passes over the output or the input, beyond those of the gradient, a rule takes.
+PASSES = {
+    "Epsilon": (Epsilon(), 4, 4),
+    "ZPlus": (ZPlus(), 10, 2),
+    "Gamma": (Gamma(), 10, 4),
+    "AlphaBeta": (AlphaBeta(2, 1), 19, 11),
+}
+
+
+@pytest.mark.parametrize("rule", PASSES)
+def test_elementwise_passes(rule):
+    """Over activations, each costs a CPU as much as a small convolution."""
+    made, any_sign, nonnegative = PASSES[rule]
+    for known, most in ((False, any_sign), (True, nonnegative)):
+        model, _ = single("conv", known=known, relu=True)
+        x = torch.randn(8, 4, 9, 9)
+        found = passes(model, x, every_layer(made)) - passes(model, x, every_layer(Epsilon(0)))
+        assert 0 < found <= most

@@ -4,7 +4,7 @@ from lrphooks import composites, matching, rules
 from lrphooks.audit import audit
 from lrphooks.composite import Composite
 from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
-from lrphooks.explain import lrp
+from lrphooks.explain import lrp, lrp_targets
 
 __all__ = [
     "Composite",
@@ -14,6 +14,7 @@ __all__ = [
     "audit",
     "composites",
     "lrp",
+    "lrp_targets",
     "matching",
     "rules",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lrphooks import backward
 from lrphooks.composite import Composite
 from lrphooks.composites import EpsilonPlus
 from lrphooks.engine import containers
@@ -76,6 +77,54 @@ def lrp(
     return explanation.relevance
 
 
+def lrp_targets(
+    model: nn.Module,
+    x: Any,
+    targets: Sequence[Target],
+    composite: Composite | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    budget: int = 2**30,
+) -> list[Any]:
+    """Return the relevance for each of several targets, from one forward pass.
+
+    Parameters
+    ----------
+    targets
+        What is explained, one after the other: each a target as :func:`lrp` takes it.
+    budget
+        How many bytes the backward passes of targets that are served together may take, roughly; at least one target
+        is served at a time, whatever it takes.
+    model, x, composite, kwargs
+        As for :func:`lrp`.
+
+    Returns
+    -------
+    list
+        For each target what ``lrp`` returns for it.
+
+    Raises
+    ------
+    LRPError, TypeError, ValueError
+        As :func:`lrp`; if there are no targets.
+
+    Examples
+    --------
+    >>> of_each_class = lrp_targets(model, image, range(10))
+    >>> best, second = lrp_targets(model, images, [ranked[:, 0], ranked[:, 1]])
+    """
+    if isinstance(targets, Tensor) and targets.dim() == 1:
+        targets = targets.tolist()
+    if not isinstance(targets, Sequence) or isinstance(targets, str) or not targets:
+        raise TypeError(
+            f"lrp_targets: targets are a list of targets, one for each relevance that is wanted, got {targets!r}."
+        )
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        raise ValueError(f"lrp_targets: budget is a number of bytes of at least 1, got {budget!r}.")
+    found = explain_each(model, x, targets, composite, kwargs, who="lrp_targets", budget=budget)
+    return [explanation.relevance for explanation in found]
+
+
 @dataclass(frozen=True)
 class Explanation:
     """What one call found: the explained values, and the relevance in the structure of the inputs."""
@@ -95,13 +144,27 @@ def explain(
     who: str = "lrp",
 ) -> Explanation:
     """Return the explanation of one forward pass; see :func:`lrp`."""
+    return explain_each(model, x, [target], composite, kwargs, observer, who)[0]
+
+
+def explain_each(
+    model: nn.Module,
+    x: Any,
+    targets: Sequence[Target],
+    composite: Composite | None,
+    kwargs: Mapping[str, Any] | None,
+    observer: Observer | None = None,
+    who: str = "lrp",
+    budget: int = 1,
+) -> list[Explanation]:
+    """Return the explanation of each target, all of one forward pass; see :func:`lrp_targets`."""
     composite = EpsilonPlus() if composite is None else composite
     if not isinstance(composite, Composite):
         hint = f" Did you mean {composite.__name__}()?" if callable(composite) else ""
         raise TypeError(f"{who}: composite must be a Composite, such as EpsilonPlus(), got {composite!r}.{hint}")
-    if isinstance(target, Mapping):
+    if wrong := [target for target in targets if isinstance(target, Mapping)]:
         raise TypeError(
-            f"{who}: a target is an integer, one integer a row, or a function of the output, got {target!r}. Keyword "
+            f"{who}: a target is an integer, one integer a row, or a function of the output, got {wrong[0]!r}. Keyword "
             "inputs of the model are given as kwargs={...}."
         )
     given = (x if _is_positional(x) else (x,), dict(kwargs or {}))
@@ -116,10 +179,25 @@ def explain(
     with torch.inference_mode(mode=False), torch.enable_grad(), Session(composite, model, observer):
         args, keywords = containers.map_tensors(given, leaf, "input", keep=lambda t: not t.is_floating_point())
         output = model(*args, **keywords)
-        explained = select(output, target, next((len(t) for t in leaves if t.dim()), None))
-        grads: tuple[Tensor | None, ...] = (None,) * len(leaves)
-        if explained.requires_grad:
-            grads = torch.autograd.grad(explained.sum(), leaves, allow_unused=True)
+        rows = next((len(t) for t in leaves if t.dim()), None)
+        explained = [select(output, target, rows) for target in targets]
+        found = backward.each(explained, leaves, budget)
+    return [
+        Explanation(value.detach(), *_arranged(x, given, leaves, grads, with_kwargs=kwargs is not None, who=who))
+        for value, grads in zip(explained, found, strict=True)
+    ]
+
+
+def _arranged(
+    x: Any,
+    given: tuple[Any, Any],
+    leaves: list[Tensor],
+    grads: tuple[Tensor | None, ...],
+    *,
+    with_kwargs: bool,
+    who: str,
+) -> tuple[Any, float]:
+    """Return relevance in the structure of the inputs, and its sum."""
     if all(grad is None for grad in grads):
         raise LRPError(
             f"{who}: the explained output does not depend on the input through any differentiable path, so there is "
@@ -131,7 +209,7 @@ def explain(
     positional, keyword = filled
     positional = positional if _is_positional(x) else positional[0]
     total = sum(float(grad.double().sum()) for grad in grads if grad is not None)
-    return Explanation(explained.detach(), positional if kwargs is None else (positional, keyword), total)
+    return (positional, keyword) if with_kwargs else positional, total
 
 
 def _is_positional(x: Any) -> bool:

@@ -68,15 +68,15 @@ def alpha_beta(layer: Layer, alpha: float, beta: float, shift: float) -> tuple[F
         rising = layer.apply("positive", bias=layer.offset(None if bias is None else bias.clamp(min=0), shift))
         falling = rising - z
         empty = _empty(falling, rising, shift)
-        torch.div(z, falling, out=falling).mul_(beta).masked_fill_(empty, 0)
+        _scaled(torch.div(z, falling, out=falling), beta).masked_fill_(empty, 0)
         # The positive part needs no care: where it is 0, so are all weights that would return by it.
-        torch.div(z, rising, out=rising).mul_(alpha).sub_(falling)
+        _scaled(torch.div(z, rising, out=rising), alpha).sub_(falling)
         return Factor(rising, (Route("positive", 1.0),)), Factor(falling, (Route("plain", 1.0),))
     sizes = _sizes(layer, 2 * shift)
     rising, falling = sizes + z, sizes - z
     none_rise, none_fall = _empty(rising, sizes, 2 * shift), _empty(falling, sizes, 2 * shift)
-    torch.div(z, rising, out=rising).mul_(alpha).masked_fill_(none_rise, 0)
-    torch.div(z, falling, out=falling).mul_(beta).masked_fill_(none_fall, 0)
+    _scaled(torch.div(z, rising, out=rising), alpha).masked_fill_(none_rise, 0)
+    _scaled(torch.div(z, falling, out=falling), beta).masked_fill_(none_fall, 0)
     absolute = torch.sub(rising, falling, out=sizes)
     return Factor(rising.add_(falling), (Route("plain", 1.0),)), Factor(absolute, (Route("absolute", 1.0),))
 
@@ -89,3 +89,8 @@ def _sizes(layer: Layer, shift: float) -> Tensor:
 def _empty(part: Tensor, sizes: Tensor, shift: float) -> Tensor:
     """Return where a part, its stabilizer ``shift`` included, is only rounding of what it is a part of."""
     return torch.sub(part, sizes, alpha=ULPS * torch.finfo(part.dtype).eps) <= shift
+
+
+def _scaled(values: Tensor, scale: float) -> Tensor:
+    """Return the values times a number, in their own memory."""
+    return values if scale == 1.0 else values.mul_(scale)

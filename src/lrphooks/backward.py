@@ -1,0 +1,73 @@
+"""Backward passes for several explained values over the graph of one forward pass."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lrphooks.engine.errors import LRPError
+
+#: How many gradients of the size of the largest are alive at a time in a backward pass, roughly.
+_ALIVE = 6
+
+
+def each(explained: Sequence[Tensor], leaves: list[Tensor], budget: int) -> list[tuple[Tensor | None, ...]]:
+    """Return the gradients at the leaves for each explained tensor, several at a time as far as the budget goes."""
+    nothing: tuple[Tensor | None, ...] = (None,) * len(leaves)
+    found = [nothing] * len(explained)
+    pending = [index for index, value in enumerate(explained) if value.requires_grad]
+    if not pending:
+        return found
+    sums = [explained[index].sum() for index in pending]
+    chunk = 1 if len(pending) == 1 else max(1, budget // (_ALIVE * _largest(sums)))
+    for start in range(0, len(pending), chunk):
+        part = slice(start, start + chunk)
+        last = start + chunk >= len(pending)
+        for index, grads in zip(pending[part], _together(sums[part], leaves, last=last), strict=True):
+            found[index] = grads
+    return found
+
+
+def _together(sums: list[Tensor], leaves: list[Tensor], *, last: bool) -> list[tuple[Tensor | None, ...]]:
+    """Return the gradients for several values in one batched pass; one by one where an operation has no such form."""
+    if len(sums) > 1:
+        values = torch.stack(sums)
+        seeds = torch.eye(len(sums), dtype=values.dtype, device=values.device)
+        try:
+            with warnings.catch_warnings():
+                # What torch computes in a loop inside the batched pass is right all the same.
+                warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+                batched = torch.autograd.grad(
+                    values, leaves, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
+                )
+        except LRPError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            if not any(word in str(error) for word in ("vmap", "functorch", "atching rule")):
+                raise
+        else:
+            return [tuple(None if g is None else g[i] for g in batched) for i in range(len(sums))]
+    return [
+        torch.autograd.grad(value, leaves, retain_graph=not last or i + 1 < len(sums), allow_unused=True)
+        for i, value in enumerate(sums)
+    ]
+
+
+def _largest(values: Sequence[Tensor]) -> int:
+    """Return the bytes of the largest gradient in the graph behind some values."""
+    most = 1
+    pending = [value.grad_fn for value in values]
+    seen = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for made in getattr(node, "_input_metadata", ()):
+            most = max(most, math.prod(made.shape) * made.dtype.itemsize)
+        pending.extend(behind for behind, _ in node.next_functions)
+    return most
