@@ -76,7 +76,7 @@ def _ratio(row: dict[str, Any]) -> str:
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:
     """Write the table."""
-    path.write_text("\n".join(_document(rows)) + "\n", encoding="utf-8")
+    path.write_text("\n".join(line.rstrip() for line in _document(rows)) + "\n", encoding="utf-8")
 
 
 def _document(rows: list[dict[str, Any]]) -> Iterator[str]:
