@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [subjects.SUBJECTS[n] for n in options.subject or (subjects.QUICK if options.quick else subjects.SUBJECTS)]
     if options.compile:
         chosen.append(subjects.COMPILED)
+    command = _command(arguments)
     rows: list[Row] = []
     for name in names:
         case = cases.CASES[name]
@@ -37,16 +39,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             setting = Setting(batch, size, repeats, options.device, getattr(torch, options.dtype))
             rows += measure(case, chosen, setting)
             print(f"{name}, batch {batch}: done", file=sys.stderr)
-    command = " ".join(["python -m benchmarks.speed", *arguments])
-    page = report.table(rows, command, report.machine(options.device, options.threads))
+            # After each model, so that a run that is stopped leaves what it measured.
+            page = report.table(rows, command, report.machine(options.device, options.threads))
+            _write(page, rows, command, options)
     print(page)
+    if options.plot and not report.plot(rows, options.plot):
+        print("no plot: matplotlib is not installed", file=sys.stderr)
+    return 0
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """Return the command line that measures the same, without the places that results were written to."""
+    kept = [
+        a for i, a in enumerate(arguments) if not {a, *arguments[max(0, i - 1) : i]} & {"--json", "--table", "--plot"}
+    ]
+    return shlex.join(["python", "-m", "benchmarks.speed", *kept])
+
+
+def _write(page: str, rows: list[Row], command: str, options: argparse.Namespace) -> None:
     if options.table:
         options.table.write_text(page)
     if options.json:
         options.json.write_text(json.dumps({"command": command, "rows": as_records(rows)}, indent=1) + "\n")
-    if options.plot and not report.plot(rows, options.plot):
-        print("no plot: matplotlib is not installed", file=sys.stderr)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
