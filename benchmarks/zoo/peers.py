@@ -87,12 +87,24 @@ def _captum(case: Case) -> tuple[Tensor, list[Tensor]]:
     from captum.attr import LRP
 
     outputs = case(case.inputs())
-    model = Positional(case, case.choose(outputs))
+    model = Seeded(case, case.choose(outputs))
     model.eval()
+    with torch.no_grad():
+        scale = model(*case.inputs())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = LRP(model).attribute(tuple(case.inputs()), target=0)
-    return case.pick(outputs, model.places).detach(), list(found)
+    # captum starts every explained value from 1, and multiplies by the model's output at the end.
+    return case.pick(outputs, model.places).detach(), [r / scale for r in found]
+
+
+class Seeded(Positional):
+    """A case whose explained values start from relevance, the values themselves in place of 1."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the sum of each explained value times itself as a constant, as a (1, 1) tensor."""
+        outputs = self.case(list(inputs))
+        return self.case.pick([output * output.detach() for output in outputs], self.places).reshape(1, 1)
 
 
 def _lxt(case: Case) -> tuple[Tensor, list[Tensor]]:
@@ -113,7 +125,9 @@ def _autolrp(case: Case) -> tuple[Tensor, list[Tensor]]:
     outputs = case(inputs)
     value = case.pick(outputs, [place.as_subclass(Tensor) for place in case.choose(outputs)])
     value.lrp(config=autolrp.LRPConfig(rule={**autolrp.BASE, **autolrp.CPLRP}))
-    return value.detach().as_subclass(Tensor), [x.relevance for x in inputs if x.relevance is not None]
+    value = value.detach().as_subclass(Tensor)
+    # Its relevance sums to 1, not to f(x).
+    return value, [x.relevance * value for x in inputs if x.relevance is not None]
 
 
 PEERS: dict[str, Peer] = {
