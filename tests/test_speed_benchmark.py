@@ -1,6 +1,7 @@
 """`python -m benchmarks.speed` on a tiny model: what it measures and writes, not how long it took."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ import torch
 import torchvision_shim  # noqa: F401  (before zennit, which imports torchvision)
 
 # isort: split
-from benchmarks.speed import subjects
+from benchmarks.speed import cases, growth, subjects
 from benchmarks.speed.__main__ import main
+
+import lrphooks
+from lrphooks import composites
 
 #: Other libraries warn of what they please.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -42,6 +46,8 @@ def test_every_subject_is_measured(tmp_path, capsys):
         if name.startswith("zennit"):
             assert not row["error"], row
             assert row["difference"] < 1e-3
+        if name.startswith("autoLRP"):
+            assert not row["error"], row
 
 
 def test_a_failing_subject_shows_its_error(monkeypatch, capsys):
@@ -60,3 +66,54 @@ def test_an_unequal_result_is_not_timed(monkeypatch):
     monkeypatch.setitem(subjects.SUBJECTS, "zennit epsilon", subjects.Subject("zennit epsilon", "epsilon", "z", wrong))
     with pytest.raises(AssertionError, match="zennit epsilon differs"):
         main(["--model", "tiny", "--quick", "--subject", "lrphooks epsilon", "--subject", "zennit epsilon"])
+
+
+def test_growth_is_measured_at_every_value(tmp_path, capsys):
+    files = [tmp_path / name for name in ("speed.json", "speed.png")]
+    options = ["--quick", "--repeats", "2", "--json", str(files[0]), "--plot", str(files[1])]
+    for name in growth.GROWTHS:
+        options += ["--growth", name]
+    assert main(options) == 0
+    points = json.loads(files[0].read_text())["growth"]
+    page = capsys.readouterr().out
+    for name, its in growth.GROWTHS.items():
+        found = {}
+        for point in points:
+            if point["growth"] == name:
+                found.setdefault(point["subject"], []).append(point["value"])
+        assert set(found) >= {its.base, "lrp_targets" if name == "targets" else its.subjects[0]}
+        assert all(tuple(values) == its.quick for values in found.values())
+        assert f"## Growth with the {name}: {its.what}, " in page
+    assert "lrphooks epsilon, checkpointed" in page
+    assert files[1].stat().st_size > 10_000
+
+
+def test_the_exponent_of_a_power_law():
+    points = [growth.Point("depth", "", n, "a", 1.0, 1.0, 1.0, 3.0 * n**1.5, 1.0, 7 * n) for n in (1, 2, 8)]
+    assert growth.exponent(points, "a", lambda p: p.seconds) == pytest.approx(1.5)
+    assert growth.exponent(points, "a", lambda p: p.bytes) == pytest.approx(1.0)
+    assert math.isnan(growth.exponent(points[:1], "a", lambda p: p.seconds))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "U-Net 3-D", "Llama-small", "BERT-base"])
+def test_relevance_of_the_models_that_are_timed_is_conserved(name):
+    # Without biases all of f(x) must come back under CP-LRP.
+    case = cases.CASES[name]
+    torch.manual_seed(0)
+    model = cases.bert(64, layers=2, length=8) if name == "BERT-base" else None
+    if name == "Llama-small":
+        model = cases._llama(64, 2)
+    model = case.model(case.quick).double() if model is None else model.eval().double()
+    for key, parameter in model.named_parameters():
+        if "bias" in key or "position_embeddings" in key or "token_type" in key:
+            torch.nn.init.zeros_(parameter)
+    for key, buffer in model.named_buffers():
+        if "running_mean" in key:
+            buffer.zero_()
+    x = case.input(1, case.quick if name in ("LSTM", "U-Net 3-D") else 8).double()
+    if name in ("Llama-small", "BERT-base"):
+        x = x[..., :64]
+    relevance = lrphooks.lrp(model, x, 1, composites.CPLRP(epsilon=0))
+    # Llama turns to float32 for its norms.
+    close = 1e-6 if name == "Llama-small" else 1e-10
+    torch.testing.assert_close(relevance.sum(), model(x)[0, 1].detach(), rtol=close, atol=0)

@@ -2,6 +2,7 @@
 
 python -m benchmarks.speed                                  # all models, batch 4
 python -m benchmarks.speed --quick                          # small images, under two minutes
+python -m benchmarks.speed --growth depth --growth targets   # how cost grows
 python -m benchmarks.speed --model ResNet-50 --batch 1 --batch 8 --json speed.json --table docs/speed.md
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed import cases, report, subjects
+from benchmarks.speed import cases, growth, report, subjects
 from benchmarks.speed.measure import Row, Setting, as_records, measure
 
 
@@ -25,12 +26,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    names = options.model or (cases.QUICK if options.quick else cases.USUAL)
+    # Only what is asked for, where anything is.
+    names = options.model or (() if options.growth else cases.QUICK if options.quick else cases.USUAL)
     chosen = [subjects.SUBJECTS[n] for n in options.subject or (subjects.QUICK if options.quick else subjects.SUBJECTS)]
     if options.compile:
         chosen.append(subjects.COMPILED)
     command = _command(arguments)
     rows: list[Row] = []
+    points: list[growth.Point] = []
+
+    def keep() -> str:
+        # After each model, so that a run that is stopped leaves what it measured.
+        page = report.table(rows, points, command, report.machine(options.device, options.threads))
+        _write(page, rows, points, command, options)
+        return page
+
+    page = ""
     for name in names:
         case = cases.CASES[name]
         for batch in options.batch or ([1] if options.quick else [4]):
@@ -39,11 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             setting = Setting(batch, size, repeats, options.device, getattr(torch, options.dtype))
             rows += measure(case, chosen, setting)
             print(f"{name}, batch {batch}: done", file=sys.stderr)
-            # After each model, so that a run that is stopped leaves what it measured.
-            page = report.table(rows, command, report.machine(options.device, options.threads))
-            _write(page, rows, command, options)
+            page = keep()
+    for name in options.growth:
+        setting = Setting(1, 0, options.repeats or 3, options.device, getattr(torch, options.dtype))
+        points += growth.measure(growth.GROWTHS[name], setting, quick=options.quick, values=options.value)
+        print(f"growth with the {name}: done", file=sys.stderr)
+        page = keep()
     print(page)
-    if options.plot and not report.plot(rows, options.plot):
+    if options.plot and not report.plot(rows, points, options.plot):
         print("no plot: matplotlib is not installed", file=sys.stderr)
     return 0
 
@@ -56,11 +70,12 @@ def _command(arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "benchmarks.speed", *kept])
 
 
-def _write(page: str, rows: list[Row], command: str, options: argparse.Namespace) -> None:
+def _write(page: str, rows: list[Row], points: list[growth.Point], command: str, options: argparse.Namespace) -> None:
     if options.table:
         options.table.write_text(page)
     if options.json:
-        options.json.write_text(json.dumps({"command": command, "rows": as_records(rows)}, indent=1) + "\n")
+        found = {"command": command, "rows": as_records(rows), "growth": growth.as_records(points)}
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="three models, small inputs, batch 1, three repeats")
     parser.add_argument("--model", action="append", choices=cases.CASES, help="only this model; may be repeated")
     parser.add_argument("--subject", action="append", choices=subjects.SUBJECTS, help="only this; may be repeated")
+    parser.add_argument(
+        "--growth", action="append", default=[], choices=growth.GROWTHS, help="how cost grows with it; may be repeated"
+    )
+    parser.add_argument("--value", action="append", type=int, default=[], help="a value of what grows; may be repeated")
     parser.add_argument("--batch", action="append", type=int, help="batch size (default 4); may be repeated")
     parser.add_argument("--size", type=int, help="side of the images, or number of tokens")
     parser.add_argument("--repeats", type=int, help="measurements of each subject (default 7)")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.speed.cases import Case
-from benchmarks.speed.subjects import Run, Subject, gradient_of, sharing
+from benchmarks.speed.cases import CASES, Case
+from benchmarks.speed.subjects import SUBJECTS, Run, Subject, gradient_of, sharing
 from lrphooks import composites
 
 #: Rules for which zennit computes the same on networks of these cases, and how far apart the two may be.
@@ -54,18 +57,37 @@ class Setting:
     dtype: torch.dtype = torch.float32
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Open:
     """A subject that is ready to run."""
 
     subject: Subject
     run: Run
-    ratios: list[float] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
 
 
 def measure(case: Case, subjects: Sequence[Subject], setting: Setting) -> list[Row]:
     """Return a row for each subject on one model, and one for the gradient and one for a context."""
+    own, *rows, context = _measure(case, [s for s in subjects if not s.alone], setting)
+    for subject in subjects:
+        if subject.alone:
+            rows.append(_in_a_process(case, subject, setting))
+    order = [subject.name for subject in subjects]
+    return [own, *sorted(rows, key=lambda row: order.index(row.subject)), context]
+
+
+def _in_a_process(case: Case, subject: Subject, setting: Setting) -> Row:
+    """Return the row of a subject that is measured beside a gradient in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_alone, case.name, subject.name, setting, torch.get_num_threads()).result()
+
+
+def _alone(case: str, subject: str, setting: Setting, threads: int) -> Row:
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")
+    return _measure(CASES[case], [SUBJECTS[subject]], setting)[1]
+
+
+def _measure(case: Case, subjects: Sequence[Subject], setting: Setting) -> list[Row]:
     torch.set_flush_denormal(True)
     model = case.model(setting.size).to(setting.device, setting.dtype)
     x = case.input(setting.batch, setting.size).to(setting.device, setting.dtype)
@@ -75,13 +97,18 @@ def measure(case: Case, subjects: Sequence[Subject], setting: Setting) -> list[R
     with ExitStack() as stack:
         ready = _opened(model, x, subjects, rows, stack)
         _check(case, ready, rows, x)
-        base, everything = _timed_in_turn(gradient, ready, x, setting)
-        plain = _peak(gradient, x)
-        for each in ready:
-            _fill(rows[each.subject.name], each, setting, plain, x)
+        runs = {each.subject.name: each.run for each in ready}
+        times, ratios = in_turn(gradient, runs, x, setting.repeats)
+        base, plain = statistics.median(times[""]), peak(gradient, x)
+        for name, run in runs.items():
+            row = rows[name]
+            row.ratio, row.seconds = statistics.median(ratios[name]), statistics.median(times[name])
+            row.low, row.high = quartiles(ratios[name])
+            row.throughput = _amount(row.unit, setting) / row.seconds
+            row.memory = peak(run, x) / plain
     own = Row(case.name, setting.batch, "gradient", 1.0, 1.0, 1.0, base, 1.0, unit=case.unit)
     own.throughput = _amount(case.unit, setting) / base
-    own.low, own.high = (edge / base for edge in _quartiles(everything))
+    own.low, own.high = (edge / base for edge in quartiles(times[""]))
     return [own, *rows.values(), _context(case, model, setting, base)]
 
 
@@ -127,33 +154,33 @@ def _check(case: Case, ready: list[_Open], rows: dict[str, Row], x: Tensor) -> N
             assert difference < TOLERANCE, f"{each.subject.name} differs by {difference:.2g} on {case.name}"
 
 
-def _timed_in_turn(gradient: Run, ready: list[_Open], x: Tensor, setting: Setting) -> tuple[float, list[float]]:
-    """Fill in the times; return the median of the gradient and all its times."""
-    before = _seconds(gradient, x)
-    plain = [before]
-    for _ in range(setting.repeats):
-        for each in ready:
-            taken = _seconds(each.run, x)
-            after = _seconds(gradient, x)
-            each.times.append(taken)
-            each.ratios.append(2 * taken / (before + after))
+def in_turn(
+    base: Run, runs: Mapping[str, Run], x: Tensor, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return the seconds of each run, those of the base under an empty name, and the ratios to the base.
+
+    Every run stands between two of the base, so that a slow minute of the machine slows both.
+    """
+    before = _seconds(base, x)
+    times: dict[str, list[float]] = {"": [before], **{name: [] for name in runs}}
+    ratios: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            taken = _seconds(run, x)
+            after = _seconds(base, x)
+            times[name].append(taken)
+            ratios[name].append(2 * taken / (before + after))
             before = after
-            plain.append(after)
-    return statistics.median(plain), plain
-
-
-def _fill(row: Row, each: _Open, setting: Setting, plain: int, x: Tensor) -> None:
-    row.ratio, row.seconds = statistics.median(each.ratios), statistics.median(each.times)
-    row.low, row.high = _quartiles(each.ratios)
-    row.throughput = _amount(row.unit, setting) / row.seconds
-    row.memory = _peak(each.run, x) / plain
+            times[""].append(after)
+    return times, ratios
 
 
 def _amount(unit: str, setting: Setting) -> int:
     return setting.batch * (setting.size if unit == "tokens" else 1)
 
 
-def _quartiles(values: list[float]) -> tuple[float, float]:
+def quartiles(values: list[float]) -> tuple[float, float]:
+    """Return the lower and the upper quartile."""
     if len(values) < 2:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -173,7 +200,7 @@ def _wait(x: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def _peak(run: Run, x: Tensor) -> int:
+def peak(run: Run, x: Tensor) -> int:
     """Return the most bytes allocated at a time during one run, beyond those before it."""
     if x.is_cuda:
         before = torch.cuda.memory_allocated()
@@ -201,6 +228,6 @@ def _context(case: Case, model: nn.Module, setting: Setting, base: float) -> Row
         with composites.EpsilonPlus().context(shared):
             pass
         times.append(time.perf_counter() - start)
-    low, high = (edge / base for edge in _quartiles(times))
+    low, high = (edge / base for edge in quartiles(times))
     middle = statistics.median(times)
     return Row(case.name, setting.batch, "enter and leave a context", middle / base, low, high, middle, unit=case.unit)

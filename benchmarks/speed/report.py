@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.speed import growth
 from benchmarks.speed.measure import Row
 
 
@@ -18,8 +19,8 @@ def machine(device: str, threads: int) -> str:
     return f"torch {torch.__version__}, {where}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
-def table(rows: Sequence[Row], command: str, where: str) -> str:
-    """Return the page."""
+def table(rows: Sequence[Row], points: Sequence[growth.Point], command: str, where: str) -> str:
+    """Return the page: the rows of each model, and how cost grows."""
     lines = [
         "# Speed",
         "",
@@ -39,7 +40,7 @@ def table(rows: Sequence[Row], command: str, where: str) -> str:
             "|---|---|---|---|---|---|",
         ]
         lines += [_line(row) for row in rows if (row.model, row.batch) == (model, batch)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, growth.table(points)]).rstrip("\n") + "\n"
 
 
 def _line(row: Row) -> str:
@@ -55,8 +56,8 @@ def _line(row: Row) -> str:
     return f"| {row.subject} | {row.ratio:.{digits}f} | {spread} | {memory} | {rate} | {difference} |"
 
 
-def plot(rows: Sequence[Row], path: Path) -> bool:
-    """Draw the ratios of each model, and return whether matplotlib is there to do it."""
+def plot(rows: Sequence[Row], points: Sequence[growth.Point], path: Path) -> bool:
+    """Draw the ratios of each model and how cost grows, and return whether matplotlib is there to do it."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     import matplotlib as mpl
@@ -65,8 +66,11 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
     import matplotlib.pyplot as plt
 
     models = list(dict.fromkeys((row.model, row.batch) for row in rows))
-    figure, axes = plt.subplots(len(models), 1, figsize=(8, 4 * len(models)), squeeze=False)
-    for (model, batch), axis in zip(models, axes[:, 0], strict=True):
+    grown = list(dict.fromkeys(point.growth for point in points))
+    figure = plt.figure(figsize=(9, 4 * (len(models) + len(grown))), layout="constrained")
+    parts = figure.subfigures(len(models) + len(grown), 1, squeeze=False)[:, 0]
+    for (model, batch), part in zip(models, parts, strict=False):
+        axis = part.subplots()
         shown = [r for r in rows if (r.model, r.batch) == (model, batch) and r.ratio > 0.1]
         spread = [[max(0.0, r.ratio - r.low) for r in shown], [max(0.0, r.high - r.ratio) for r in shown]]
         axis.barh([r.subject for r in shown], [r.ratio for r in shown], xerr=spread)
@@ -74,7 +78,8 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
         axis.invert_yaxis()
         axis.set_xlabel("time over that of the plain gradient")
         axis.set_title(f"{model}, batch {batch}")
-    figure.tight_layout()
+    for name, part in zip(grown, parts[len(models) :], strict=True):
+        growth.draw(part.subplots(1, 2), points, name)
     figure.savefig(path)
     plt.close(figure)
     return True

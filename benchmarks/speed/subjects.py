@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,13 +25,15 @@ Open = Callable[[nn.Module, ExitStack], Run]
 class Subject:
     """One way to explain a model.
 
-    rule: what is computed; subjects with the same rule are compared with lrphooks. peer: whose it is.
+    rule: what is computed; subjects with the same rule are compared with lrphooks. peer: whose it is. alone: whether it
+    changes classes of other libraries, so that it runs in a process of its own.
     """
 
     name: str
     rule: str
     peer: str
     open: Open
+    alone: bool = False
 
 
 def _forward(model: nn.Module, _: ExitStack) -> Run:
@@ -74,7 +77,6 @@ def _lrphooks(composite: Composite) -> Open:
 
 def _zennit(rule: str) -> Open:
     def open_(model: nn.Module, stack: ExitStack) -> Run:
-        from benchmarks.zoo.subjects import shim as _shim  # noqa: F401, I001  (before zennit, which imports torchvision)
         from zennit import rules
         from zennit.canonizers import SequentialMergeBatchNorm
         from zennit.composites import LayerMapComposite
@@ -127,6 +129,29 @@ def _captum(model: nn.Module, _: ExitStack) -> Run:
     return run
 
 
+def _autolrp(model: nn.Module, _: ExitStack) -> Run:
+    import autolrp
+
+    model = copy.deepcopy(model)
+    config = autolrp.LRPConfig(rule={**autolrp.BASE, **autolrp.CPLRP})
+
+    def run(x: Tensor) -> Tensor:
+        leaf = autolrp.tensor(x.detach().clone())
+        model(leaf)[:, 0].sum().lrp(config=config)
+        found: Tensor = leaf.relevance.detach().as_subclass(Tensor)
+        return found
+
+    return run
+
+
+def _lxt(model: nn.Module, _: ExitStack) -> Run:
+    from lxt.efficient import monkey_patch
+
+    inner = getattr(model, "inner", model)
+    monkey_patch(sys.modules[type(inner).__module__])
+    return gradient_of(model)
+
+
 def _everywhere(rule: Epsilon | Gamma | ZPlus | AlphaBeta) -> Composite:
     return Composite([(AnyLinear, rule)])
 
@@ -155,6 +180,8 @@ SUBJECTS: dict[str, Subject] = {
     **{f"lrphooks {rule}": Subject(f"lrphooks {rule}", rule, "lrphooks", _lrphooks(c)) for rule, c in _RULES.items()},
     **{name: Subject(name, name.removeprefix("zennit "), "zennit", open_) for name, open_ in _PEERS.items()},
     "captum epsilon": Subject("captum epsilon", "", "captum", _captum),
+    "autoLRP CPLRP": Subject("autoLRP CPLRP", "", "autolrp", _autolrp),
+    "LXT AttnLRP": Subject("LXT AttnLRP", "", "lxt", _lxt, alone=True),
 }
 COMPILED = Subject("gradient, compiled", "", "torch", _compiled)
 #: The subjects of a quick run.
