@@ -1,21 +1,25 @@
 """Layer-wise Relevance Propagation for any PyTorch model, at about the price of a gradient."""
 
-from lrphooks import composites, matching, rules
+from lrphooks import baselines, composites, matching, rules, targets
 from lrphooks.audit import audit
 from lrphooks.composite import Composite
 from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
-from lrphooks.explain import lrp, lrp_targets
+from lrphooks.explanation import Explanation, explain, lrp, lrp_targets
 
 __all__ = [
     "Composite",
+    "Explanation",
     "LRPError",
     "UnmatchedError",
     "UnmatchedWarning",
     "audit",
+    "baselines",
     "composites",
+    "explain",
     "lrp",
     "lrp_targets",
     "matching",
     "rules",
+    "targets",
 ]
 __version__ = "0.1.0"

@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from lrphooks import backward
 from lrphooks.audit.recorder import Record, Recorder
 from lrphooks.audit.report import Imbalance, LayerRow, OperationRow, Report
 from lrphooks.composite import Composite
+from lrphooks.engine import containers
 from lrphooks.engine.errors import LRPError
-from lrphooks.explain import Target, explain
+from lrphooks.explanation import checked
+from lrphooks.forward import Inputs, explained
+from lrphooks.targets import Target
 
 __all__ = ["Imbalance", "LayerRow", "OperationRow", "Report", "audit"]
 
@@ -36,15 +40,19 @@ def audit(
 
     The arguments and errors are those of :func:`lrphooks.lrp`.
     """
-    if composite is not None and isinstance(composite, Composite) and composite.attribution != "relevance":
+    composite = checked(composite, "audit")
+    if composite.attribution != "relevance":
         raise LRPError(
             f"audit: {composite!r} leaves a gradient in x.grad, not relevance, so there are no books to balance."
         )
     recorder = Recorder()
+    inputs = Inputs(x, kwargs, "audit")
     try:
-        found = explain(model, x, target, composite, kwargs, recorder, who="audit")
+        with explained(model, inputs, [target], composite, recorder) as (value,):
+            (grads,) = backward.each([value], inputs.leaves, 1)
+        relevance = sum(float(t.double().sum()) for t in containers.tensors(inputs.arranged(grads)))
         with torch.no_grad():
-            return _report(recorder, float(found.explained.double().sum()), found.total)
+            return _report(recorder, float(value.detach().double().sum()), relevance)
     finally:
         recorder.release()
 

@@ -1,0 +1,253 @@
+"""Relevance in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrphooks import backward, targets
+from lrphooks.baselines.base import Baseline
+from lrphooks.composite import Composite
+from lrphooks.composites import EpsilonPlus
+from lrphooks.engine import containers
+from lrphooks.engine.errors import LRPError
+from lrphooks.forward import Inputs, explained
+from lrphooks.targets import Target
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation:
+    """What one call of :func:`explain` found.
+
+    Attributes
+    ----------
+    relevance
+        The relevance of every input value, as :func:`lrp` returns it.
+    explained
+        The explained value f(x) of each row, shape (rows,), or as the target function returned it.
+    target, composite, inputs
+        What was asked: the target, the composite or baseline, and the inputs in the structure of ``relevance``.
+    recorded
+        For each recorded module by name the relevance of its output.
+    parameters
+        For each parameter by name its relevance, with the parameter's shape.
+    """
+
+    relevance: Any
+    explained: Tensor
+    target: Target
+    composite: Composite | Baseline
+    inputs: Any
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        """The sum of all relevance, in double precision."""
+        return sum(float(t.double().sum()) for t in containers.tensors(self.relevance))
+
+    def __repr__(self) -> str:
+        values = [f"{value:.4g}" for value in self.explained.flatten()[:4].tolist()]
+        more = self.explained.numel() - len(values)
+        parts = [
+            f"explained=[{', '.join(values)}{f', and {more} more' if more else ''}]",
+            f"total={self.total:.4g}",
+            f"target={self.target!r}",
+            f"composite={self.composite!r}",
+        ]
+        if self.recorded:
+            parts.append(f"recorded={list(self.recorded)}")
+        if self.parameters:
+            parts.append(f"parameters of {len(self.parameters)} tensors")
+        shapes = [str(tuple(t.shape)) for t in containers.tensors(self.relevance)]
+        return f"Explanation(relevance of shape {', '.join(shapes)}, {', '.join(parts)})"
+
+
+def lrp(
+    model: nn.Module,
+    x: Any,
+    target: Target = None,
+    composite: Composite | Baseline | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return the relevance of every input value for the explained output of each row.
+
+    For each row it sums to f(x), the explained value, less what biases, stabilizers and constants absorb;
+    :func:`lrphooks.audit` tells how much that is. Under GuidedBackprop and DeconvNet it is a modified gradient.
+
+    Parameters
+    ----------
+    model
+        Any PyTorch module; it is left as it was.
+    x
+        The input, or a tuple of the positional inputs: tensors, or dicts, lists and dataclasses of them. The first
+        dimension counts rows.
+    target
+        What is explained: an index into the last dimension of a (rows, classes) output, one index a row, labels where
+        the model knows their names, None for the largest output of each row, a target of :mod:`lrphooks.targets`, or
+        a function of the model's output that returns the values to explain.
+    composite
+        The rules; :func:`lrphooks.composites.EpsilonPlus` by default. A :class:`lrphooks.baselines.Baseline` in its
+        place attributes by another method.
+    kwargs
+        The keyword inputs, explained as well.
+
+    Returns
+    -------
+    Tensor, or as ``x``
+        The relevance in the structure of ``x``, each tensor with the shape, dtype and device of its input; where
+        ``kwargs`` are given, a pair of the relevance of ``x`` and of ``kwargs``. Inputs that are no floating-point
+        tensors have None in their place.
+
+    Raises
+    ------
+    LRPError, TypeError, ValueError
+        If no input is a floating-point tensor, a target is out of range, the model's output is not finite, or the
+        composite cannot serve the model.
+    UnmatchedError
+        An LRPError: a linear layer or an operation of the model has no rule, and the composite does not say that it
+        may keep its gradient.
+
+    Examples
+    --------
+    >>> relevance = lrp(model, images)  # of the largest output of each image
+    >>> relevance = lrp(model, images, target=[3, 7], composite=EpsilonPlusFlat())
+    >>> first, second = lrp(model, (image, text), target=0)
+    >>> _, relevance = lrp(model, (), target=1, composite=AttnLRP(), kwargs={"inputs_embeds": embeddings})
+    """
+    return _explain(model, x, target, composite, kwargs=kwargs, who="lrp").relevance
+
+
+def explain(
+    model: nn.Module,
+    x: Any,
+    target: Target = None,
+    composite: Composite | Baseline | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    record: Any = None,
+    parameters: bool = False,
+) -> Explanation:
+    """Return the relevance of :func:`lrp` together with what was explained, and more of what the same pass knows.
+
+    Parameters
+    ----------
+    model, x, target, composite, kwargs
+        As for :func:`lrp`.
+
+    Returns
+    -------
+    Explanation
+        Relevance, explained values, and what was asked.
+
+    Raises
+    ------
+    LRPError, TypeError, ValueError
+        As :func:`lrp`.
+
+    Examples
+    --------
+    >>> explanation = explain(model, images, target="tabby")
+    >>> explanation.relevance, explanation.explained
+    """
+    return _explain(model, x, target, composite, kwargs=kwargs, record=record, parameters=parameters, who="explain")
+
+
+def lrp_targets(
+    model: nn.Module,
+    x: Any,
+    targets: Sequence[Target],
+    composite: Composite | Baseline | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    budget: int = 2**30,
+) -> list[Any]:
+    """Return the relevance for each of several targets, from one forward pass.
+
+    Parameters
+    ----------
+    targets
+        What is explained, one after the other: each a target as :func:`lrp` takes it.
+    budget
+        How many bytes the backward passes of targets that are served together may take, roughly; at least one target
+        is served at a time, whatever it takes.
+    model, x, composite, kwargs
+        As for :func:`lrp`. A baseline attributes to one target after the other.
+
+    Returns
+    -------
+    list
+        For each target what ``lrp`` returns for it.
+
+    Raises
+    ------
+    LRPError, TypeError, ValueError
+        As :func:`lrp`; if there are no targets.
+
+    Examples
+    --------
+    >>> of_each_class = lrp_targets(model, image, range(10))
+    >>> best, second = lrp_targets(model, images, [ranked[:, 0], ranked[:, 1]])
+    """
+    if isinstance(targets, Tensor) and targets.dim() == 1:
+        targets = targets.tolist()
+    if not isinstance(targets, Sequence) or isinstance(targets, str) or not targets:
+        raise TypeError(
+            f"lrp_targets: targets are a list of targets, one for each relevance that is wanted, got {targets!r}."
+        )
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        raise ValueError(f"lrp_targets: budget is a number of bytes of at least 1, got {budget!r}.")
+    if isinstance(composite, Baseline):
+        return [lrp(model, x, target, composite, kwargs=kwargs) for target in targets]
+    composite = checked(composite, "lrp_targets")
+    inputs = Inputs(x, kwargs, "lrp_targets")
+    with explained(model, inputs, targets, composite) as values:
+        found = backward.each(values, inputs.leaves, budget)
+    return [inputs.arranged(grads) for grads in found]
+
+
+def _explain(
+    model: nn.Module,
+    x: Any,
+    target: Target,
+    composite: Composite | Baseline | None,
+    *,
+    kwargs: Mapping[str, Any] | None,
+    record: Any = None,
+    parameters: bool = False,
+    who: str,
+) -> Explanation:
+    if record is not None or parameters:
+        raise LRPError(f"{who}: record and parameters are not there yet.")
+    given = x if kwargs is None else (x, dict(kwargs))
+    if isinstance(composite, Baseline):
+        relevance = composite.attribute(model, x, targets.resolve(model, target), kwargs=kwargs)
+        return Explanation(relevance, _values(model, Inputs(x, kwargs, who), target), target, composite, given)
+    composite = checked(composite, who)
+    inputs = Inputs(x, kwargs, who)
+    with explained(model, inputs, [target], composite) as (value,):
+        (grads,) = backward.each([value], inputs.leaves, 1)
+    return Explanation(inputs.arranged(grads), value.detach(), target, composite, given)
+
+
+def checked(composite: Composite | None, who: str) -> Composite:
+    """Return the composite that is meant, or raise an error that says what one is."""
+    if composite is None:
+        return EpsilonPlus()
+    if not isinstance(composite, Composite):
+        hint = f" Did you mean {composite.__name__}()?" if callable(composite) else ""
+        raise TypeError(f"{who}: composite must be a Composite, such as EpsilonPlus(), got {composite!r}.{hint}")
+    return composite
+
+
+def _values(model: nn.Module, inputs: Inputs, target: Target) -> Tensor:
+    """Return the explained values of a model as it is."""
+    inputs.check()
+    with torch.no_grad():
+        args, keywords = inputs.enter()
+        return targets.select(model(*args, **keywords), targets.resolve(model, target), inputs.rows).detach()
