@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lrphooks import Composite, LRPError, audit, composites, digits, lrp
 from lrphooks.audit.report import worth_reading
-from lrphooks.heatmap import side_by_side
 from lrphooks.models import MODELS, PictureModel
+from lrphooks.visualization import side_by_side
 
 # The packaged digit that is explained when no picture is given.
 SAMPLE = "digit-7.png"
