@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -26,18 +26,30 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
             yield from tensors_in(value.values())
 
 
-def replace_tensors(value: Any, change: dict[int, Tensor]) -> Any:
+def replace_tensors(value: Any, change: Mapping[int, Any]) -> Any:
     """Return the value with each tensor whose identity is in ``change`` exchanged."""
-    if isinstance(value, Tensor):
-        return change.get(id(value), value)
+    return _mapped(value, Tensor, lambda tensor: change.get(id(tensor), tensor))
+
+
+def _mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """Return the value with the function applied to everything of one kind, within lists, tuples and dicts too."""
+    if isinstance(value, kind):
+        return function(value)
     if isinstance(value, list):
-        return [replace_tensors(v, change) for v in value]
+        return [_mapped(v, kind, function) for v in value]
     if isinstance(value, tuple):
-        replaced = [replace_tensors(v, change) for v in value]
-        return type(value)(*replaced) if hasattr(value, "_fields") else type(value)(replaced)
+        mapped = [_mapped(v, kind, function) for v in value]
+        return type(value)(*mapped) if hasattr(value, "_fields") else type(value)(mapped)
     if isinstance(value, dict):
-        return {k: replace_tensors(v, change) for k, v in value.items()}
+        return {k: _mapped(v, kind, function) for k, v in value.items()}
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Hole:
+    """The place of a tensor among the arguments of a call that does not hold it."""
+
+    index: int
 
 
 @dataclass(slots=True)
@@ -62,6 +74,20 @@ class Call:
         args = keep + replace_tensors(tuple(self.args[len(keep) :]), change)
         dependent = [change.get(id(t), t) for t in self.dependent]
         return Call(self.operation, self.function, args, replace_tensors(self.kwargs, change), dependent)
+
+    def over(self, sources: Sequence[Tensor | None]) -> Callable[..., Any]:
+        """Return the call as a function of some of its tensors, which the function does not hold.
+
+        Nodes keep such functions for as long as the graph lasts, and tensors no longer than autograd saves them.
+        """
+        holes = {id(source): _Hole(i) for i, source in enumerate(sources) if source is not None}
+        function, arguments = self.function, replace_tensors((self.args, self.kwargs), holes)
+
+        def call(*tensors: Tensor | None) -> Any:
+            args, kwargs = _mapped(arguments, _Hole, lambda hole: tensors[hole.index])
+            return function(*args, **kwargs)
+
+        return call
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument by position or name."""

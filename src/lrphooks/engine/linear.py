@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lrphooks.engine import notes
-from lrphooks.engine.call import Call, replace_tensors
+from lrphooks.engine.call import Call
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
@@ -81,7 +81,7 @@ def execute(
         )
     note = notes.read(a, run)
     if weight.requires_grad or (bias is not None and bias.requires_grad):
-        function = function or _rebound(call, tensors)
+        function = function or call.over(tensors)
         transpose = linear_map.transpose
         z: Tensor = ParameterizedMapNode.apply(run, function, transpose, *tensors)
     else:
@@ -124,17 +124,6 @@ def execute(
     return z
 
 
-def _rebound(call: Call, tensors: tuple[Tensor | None, ...]) -> Callable[..., Tensor]:
-    positions = {id(t): i for i, t in enumerate(tensors) if t is not None}
-
-    def function(*values: Tensor | None) -> Tensor:
-        change: dict[int, Any] = {key: values[i] for key, i in positions.items()}
-        out: Tensor = call.function(*replace_tensors(call.args, change), **replace_tensors(call.kwargs, change))
-        return out
-
-    return function
-
-
 def _dynamic(run: Run, call: Call, rule: Rule) -> Any:
     """A layer whose weight is computed from the input is a product of activations."""
     a, weight, bias = (call.argument(i, name) for i, name in enumerate(("input", "weight", "bias")))
@@ -172,5 +161,5 @@ def _evaluated(run: Run, call: Call, rule: Rule) -> Tensor:
         return plain(run, call, rule)  # type: ignore[no-any-return]
     tensors = (call.argument(0, "input"), *(call.argument(i, name) for i, name in enumerate(_STATISTICS, 1)))
     eps = call.argument(7, "eps", 1e-5)
-    out: Tensor = BatchNormNode.apply(run, _rebound(call, tensors), eps, *tensors)
+    out: Tensor = BatchNormNode.apply(run, call.over(tensors), eps, *tensors)
     return out

@@ -221,14 +221,14 @@ class ParameterizedMapNode(Function):
 
 
 class ElementwiseNode(Function):
-    """An activation under a rule: G times ``ratio(x)`` in the relevance pass, the derivative in any other."""
+    """An activation under a rule: ``ratio(G, x, ...)`` in the relevance pass, the derivative in any other."""
 
     @staticmethod
     def forward(
         ctx: Any,
         run: Run,
         function: Callable[..., Tensor],
-        ratio: Callable[[Tensor, Tensor], Tensor],
+        ratio: Callable[..., Tensor],
         x: Tensor,
         *others: Tensor,
     ) -> Tensor:
@@ -243,7 +243,7 @@ class ElementwiseNode(Function):
             return absent(ctx)
         tensors = ctx.saved_tensors
         if ctx.run.passes.relevance:
-            return None, None, None, ctx.ratio(tensors[0], gradient), *(None for _ in tensors[1:])
+            return None, None, None, ctx.ratio(gradient, *tensors), *(None for _ in tensors[1:])
         return None, None, None, *true_derivative(ctx.function, tensors, gradient, ctx.needs_input_grad[3:])
 
 

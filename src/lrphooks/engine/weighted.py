@@ -47,9 +47,11 @@ def weighted_product(run: Run, call: Call) -> WeightedProduct | None:
     if isinstance(bias, Tensor) and (run.carries(bias) or bias.dim() != 1):
         return None
 
+    multiply, options = call.function, call.kwargs
+
     def function(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         operands = (a, weight.t()) if bias is None else (bias, a, weight.t())
-        out: Tensor = call.function(*operands, **call.kwargs)
+        out: Tensor = multiply(*operands, **options)
         return out
 
     return WeightedProduct(Dense(), (a, weight.t(), bias), function)
@@ -63,8 +65,10 @@ def _grouped(run: Run, call: Call) -> WeightedProduct | None:
     if not _is_weight(run, a, weight):
         return None
 
+    multiply, options = call.function, call.kwargs
+
     def function(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        out: Tensor = call.function(a, weight, *rest, **call.kwargs)
+        out: Tensor = multiply(a, weight, *rest, **options)
         return out if bias is None else out + bias
 
     return WeightedProduct(General(function), (a, weight, None), function)

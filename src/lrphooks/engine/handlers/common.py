@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lrphooks.engine import notes
-from lrphooks.engine.call import Call, replace_tensors, tensors_in
+from lrphooks.engine.call import Call, tensors_in
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant
 
@@ -78,12 +78,5 @@ def learned(call: Call) -> list[Tensor]:
 
 
 def function_of(call: Call) -> Callable[..., Tensor]:
-    """Return the call as a function of its one dependent tensor, and of its learned constants where they are given."""
-    sources = [call.dependent[0], *learned(call)]
-
-    def function(*tensors: Tensor) -> Tensor:
-        change = {id(source): tensor for source, tensor in zip(sources, tensors, strict=False)}
-        out: Tensor = call.function(*replace_tensors(call.args, change), **replace_tensors(call.kwargs, change))
-        return out
-
-    return function
+    """Return the call as a function of its one dependent tensor and of its learned constants."""
+    return call.over([call.dependent[0], *learned(call)])

@@ -91,53 +91,53 @@ def gate(run: Run, call: Call, rule: Rule) -> Any:
         return plain(run, call, rule)
     dim = call.argument(1, "dim", -1)
 
-    def ratio(x: Tensor, gradient: Tensor) -> Tensor:
+    def ratio(gradient: Tensor, x: Tensor) -> Tensor:
         signal = gradient * x.chunk(2, dim)[1].sigmoid()
         return torch.cat((signal, torch.zeros_like(signal)), dim)
 
     return ElementwiseNode.apply(run, function_of(call), ratio, call.dependent[0])
 
 
-def _quotient(function: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> Tensor:
+def _quotient(function: Callable[..., Tensor], gradient: Tensor, x: Tensor, *learned: Tensor) -> Tensor:
     zero = x == 0
     safe = torch.where(zero, torch.ones_like(x), x)
     # Of complex numbers, torch's gradients are conjugates.
-    return gradient * torch.where(zero, _slope_at_zero(function, x), function(safe) / safe).conj()
+    return gradient * torch.where(zero, _slope_at_zero(function, x, *learned), function(safe, *learned) / safe).conj()
 
 
-def _slope_at_zero(function: Callable[[Tensor], Tensor], like: Tensor) -> float:
+def _slope_at_zero(function: Callable[..., Tensor], like: Tensor, *learned: Tensor) -> float:
     with torch.enable_grad():
         zero = torch.zeros((1,) * like.dim(), dtype=like.dtype, device=like.device, requires_grad=True)
         try:
-            slope = float(torch.autograd.grad(function(zero).sum(), zero)[0].sum())
+            slope = float(torch.autograd.grad(function(zero, *learned).sum(), zero)[0].sum())
         except RuntimeError:
             return 0.0
     return slope if math.isfinite(slope) else 0.0
 
 
-def _silu(x: Tensor, gradient: Tensor) -> Tensor:
+def _silu(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient * x.sigmoid()
 
 
-def _gelu(x: Tensor, gradient: Tensor) -> Tensor:
+def _gelu(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient * (torch.erf(x * math.sqrt(0.5)) * 0.5 + 0.5)
 
 
-def _hardswish(x: Tensor, gradient: Tensor) -> Tensor:
+def _hardswish(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient * F.hardsigmoid(x)
 
 
-def _unchanged(x: Tensor, gradient: Tensor) -> Tensor:
+def _unchanged(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient
 
 
-def _guided(x: Tensor, gradient: Tensor) -> Tensor:
+def _guided(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient.clamp(min=0) * (x > 0)
 
 
-def _deconvolved(x: Tensor, gradient: Tensor) -> Tensor:
+def _deconvolved(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient.clamp(min=0)
 
 
 #: f(a) / a in closed form, which also needs no limit at 0; for calls without further arguments.
-_RATIOS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"silu": _silu, "gelu": _gelu, "hardswish": _hardswish}
+_RATIOS: dict[str, Callable[..., Tensor]] = {"silu": _silu, "gelu": _gelu, "hardswish": _hardswish}

@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lrphooks.engine.call import Call, replace_tensors
+from lrphooks.engine.call import Call
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.nodes import NormalizationNode, ScaleNode
 from lrphooks.engine.passing import through
@@ -82,31 +82,15 @@ def normalization(run: Run, call: Call, rule: Rule) -> Any:
     tracked = name == "instance_norm" and not call.argument(5, "use_input_stats", True)
     if tracked:
         return call.invoke()
-    fixed = {id(t): i for i, t in enumerate((x, weight, bias)) if isinstance(t, Tensor)}
-
-    function = _with(call, fixed)
-    again = function
+    function = again = call.over((x, weight, bias))
     if name in ("batch_norm", "instance_norm"):
         statistics = [t for t in (call.argument(1, "running_mean"), call.argument(2, "running_var")) if t is not None]
         nothing: dict[int, Any] = dict.fromkeys(map(id, statistics))
-        forgetful = call.replaced(nothing)
-        again = _with(forgetful, fixed)
-
+        again = call.replaced(nothing).over((x, weight, bias))
     groups = call.argument(1, "num_groups") if name == "group_norm" else 0
     trailing = len(call.argument(1, "normalized_shape")) if name in ("layer_norm", "rms_norm") else 0
     linearized = partial(_centred, name, trailing, groups, eps)
     return NormalizationNode.apply(run, function, again, linearized, x, weight, bias)
-
-
-def _with(call: Call, positions: dict[int, int]) -> Callable[..., Tensor]:
-    """Return the call as a function of the tensors at ``positions``."""
-
-    def function(*tensors: Tensor | None) -> Tensor:
-        change: dict[int, Any] = {key: tensors[i] for key, i in positions.items()}
-        out: Tensor = call.function(*replace_tensors(call.args, change), **replace_tensors(call.kwargs, change))
-        return out
-
-    return function
 
 
 def _centred(

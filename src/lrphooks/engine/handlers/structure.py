@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrphooks.engine import notes
-from lrphooks.engine.call import Call, replace_tensors, tensors_in
+from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.handlers.common import plain
 from lrphooks.engine.handlers.elementwise import activation
 from lrphooks.rules.base import Rule
@@ -30,7 +30,7 @@ def shape(run: Run, call: Call, rule: Rule) -> Any:
         return out
     link = note.link
     if note.nonnegative or link is not None:
-        follow = partial(_rearranged, link, call, id(source)) if link is not None else None
+        follow = partial(_rearranged, link, call.over([source])) if link is not None else None
         if "dropout" in call.operation.name:
             # Run again, it would draw another mask; what arrives as relevance keeps its place.
             follow = link  # type: ignore[assignment]
@@ -38,13 +38,9 @@ def shape(run: Run, call: Call, rule: Rule) -> Any:
     return out
 
 
-def _rearranged(link: Callable[[], Tensor | None], call: Call, source: int) -> Tensor | None:
+def _rearranged(link: Callable[[], Tensor | None], function: Callable[[Tensor], Any]) -> Tensor | None:
     made = link()
-    if made is None:
-        return None
-    change = {source: made}
-    out: Tensor = call.function(*replace_tensors(call.args, change), **replace_tensors(call.kwargs, change))
-    return out
+    return None if made is None else function(made)
 
 
 def split(run: Run, call: Call, rule: Rule) -> Any:
