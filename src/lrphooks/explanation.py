@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrphooks import backward, targets
+from lrphooks import backward, selection
 from lrphooks.baselines.base import Baseline
 from lrphooks.composite import Composite
 from lrphooks.composites import EpsilonPlus
 from lrphooks.engine import containers
 from lrphooks.engine.errors import LRPError
 from lrphooks.forward import Inputs, explained
-from lrphooks.targets import Target
+from lrphooks.selection import Target
+from lrphooks.targets import resolve
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -226,7 +227,7 @@ def _explain(
         raise LRPError(f"{who}: record and parameters are not there yet.")
     given = x if kwargs is None else (x, dict(kwargs))
     if isinstance(composite, Baseline):
-        relevance = composite.attribute(model, x, targets.resolve(model, target), kwargs=kwargs)
+        relevance = composite.attribute(model, x, resolve(model, target), kwargs=kwargs)
         return Explanation(relevance, _values(model, Inputs(x, kwargs, who), target), target, composite, given)
     composite = checked(composite, who)
     inputs = Inputs(x, kwargs, who)
@@ -250,4 +251,4 @@ def _values(model: nn.Module, inputs: Inputs, target: Target) -> Tensor:
     inputs.check()
     with torch.no_grad():
         args, keywords = inputs.enter()
-        return targets.select(model(*args, **keywords), targets.resolve(model, target), inputs.rows).detach()
+        return selection.select(model(*args, **keywords), resolve(model, target), inputs.rows).detach()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
-    from lrphooks.targets import Target
+    from lrphooks.selection import Target
 
 
 @dataclass(frozen=True)
