@@ -133,7 +133,10 @@ def test_a_class_summed_over_a_region(kind, a, wrap):
             weights[row, cls][where] = 1
     model = segmenter(wrap)
     equal(lrp(model, MAPS, Region(a, where), EXACT), masked(model, weights))
-    equal(explain(model, MAPS, Region(a, where), EXACT).explained, (model.inner(MAPS) * weights).flatten(1).sum(1))
+    equal(
+        explain(model, MAPS, Region(a, where), EXACT).explained,
+        (model.inner(MAPS).detach() * weights).flatten(1).sum(1),
+    )
 
 
 def test_without_a_mask_the_region_is_where_the_class_is_predicted():
@@ -185,7 +188,7 @@ def test_the_score_of_one_box_of_a_detector():
     score = detector(leaves)[1]["scores"][2]
     (gradient,) = torch.autograd.grad(score, leaves[1])
     found = explain(detector, (images,), Entry(1, "scores", 2), EXACT)
-    equal(found.explained, score)
+    equal(found.explained, score.detach())
     ((first, second),) = found.relevance
     assert not first.any()
     equal(second, gradient * images[1])
