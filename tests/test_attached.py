@@ -41,6 +41,15 @@ def test_hooks_that_only_look_change_nothing(kind, where):
     equal(relevance(composites.EpsilonAlpha2Beta1Flat(), hooked(model, kind, where), x), expected)
 
 
+def test_hooks_on_every_module_change_nothing():
+    """A BatchNorm finds the layer before it through the wraps of both."""
+    model, x = network("residual")
+    expected = relevance(composites.EpsilonPlus(), copy.deepcopy(model), x)
+    for name, _ in list(model.named_modules())[1:]:
+        hooked(model, "full backward", name)
+    equal(relevance(composites.EpsilonPlus(), model, x), expected)
+
+
 class Unchanged(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from lrphooks.engine.errors import LRPError
 
+#: Where gradients are wanted: leaves of the graph, and places within it.
+Places: TypeAlias = "Sequence[Tensor] | Sequence[GradientEdge]"
 #: How many gradients of the size of the largest are alive at a time in a backward pass, roughly.
 _ALIVE = 6
 
 
-def each(explained: Sequence[Tensor], leaves: list[Tensor], budget: int) -> list[tuple[Tensor | None, ...]]:
+def each(explained: Sequence[Tensor], leaves: Places, budget: int) -> list[tuple[Tensor | None, ...]]:
     """Return the gradients at the leaves for each explained tensor, several at a time as far as the budget goes."""
     nothing: tuple[Tensor | None, ...] = (None,) * len(leaves)
     found = [nothing] * len(explained)
@@ -32,7 +36,7 @@ def each(explained: Sequence[Tensor], leaves: list[Tensor], budget: int) -> list
     return found
 
 
-def _together(sums: list[Tensor], leaves: list[Tensor], *, last: bool) -> list[tuple[Tensor | None, ...]]:
+def _together(sums: list[Tensor], leaves: Places, *, last: bool) -> list[tuple[Tensor | None, ...]]:
     """Return the gradients for several values in one batched pass; one by one where an operation has no such form."""
     if len(sums) > 1:
         values = torch.stack(sums)

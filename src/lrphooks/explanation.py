@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrphooks import backward, targets
+from lrphooks import backward, selection
 from lrphooks.baselines.base import Baseline
 from lrphooks.composite import Composite
 from lrphooks.composites import EpsilonPlus
 from lrphooks.engine import containers
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.taps import Taps
 from lrphooks.forward import Inputs, explained
-from lrphooks.targets import Target
+from lrphooks.recording import Record, functions_of
+from lrphooks.selection import Target
+from lrphooks.targets import resolve
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,7 +133,7 @@ def explain(
     composite: Composite | Baseline | None = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    record: Any = None,
+    record: Record | None = None,
     parameters: bool = False,
 ) -> Explanation:
     """Return the relevance of :func:`lrp` together with what was explained, and more of what the same pass knows.
@@ -218,21 +221,33 @@ def _explain(
     composite: Composite | Baseline | None,
     *,
     kwargs: Mapping[str, Any] | None,
-    record: Any = None,
+    record: Record | None = None,
     parameters: bool = False,
     who: str,
 ) -> Explanation:
-    if record is not None or parameters:
-        raise LRPError(f"{who}: record and parameters are not there yet.")
     given = x if kwargs is None else (x, dict(kwargs))
     if isinstance(composite, Baseline):
-        relevance = composite.attribute(model, x, targets.resolve(model, target), kwargs=kwargs)
+        if record is not None or parameters:
+            raise LRPError(
+                f"{who}: {composite!r} attributes to inputs alone, so there is nothing to record of inner modules or "
+                "parameters. Leave record and parameters out, or give a composite."
+            )
+        relevance = composite.attribute(model, x, resolve(model, target), kwargs=kwargs)
         return Explanation(relevance, _values(model, Inputs(x, kwargs, who), target), target, composite, given)
     composite = checked(composite, who)
     inputs = Inputs(x, kwargs, who)
-    with explained(model, inputs, [target], composite) as (value,):
-        (grads,) = backward.each([value], inputs.leaves, 1)
-    return Explanation(inputs.arranged(grads), value.detach(), target, composite, given)
+    wanted = {} if record is None else functions_of(model, record, who)
+    taps = Taps({name: module for name, (module, _) in wanted.items()}) if wanted else None
+    with explained(model, inputs, [target], composite, taps) as (value,):
+        if taps is not None:
+            taps.check()
+        places: list[Any] = [*inputs.leaves, *([] if taps is None else taps.edges)]
+        (grads,) = backward.each([value], places, 1)
+    count = len(inputs.leaves)
+    found = {} if taps is None else taps.relevance(grads[count:])
+    functions = {name: function for name, (_, function) in wanted.items()}
+    recorded = {name: r if (f := functions[name]) is None else f(r) for name, r in found.items()}
+    return Explanation(inputs.arranged(grads[:count]), value.detach(), target, composite, given, recorded)
 
 
 def checked(composite: Composite | None, who: str) -> Composite:
@@ -250,4 +265,4 @@ def _values(model: nn.Module, inputs: Inputs, target: Target) -> Tensor:
     inputs.check()
     with torch.no_grad():
         args, keywords = inputs.enter()
-        return targets.select(model(*args, **keywords), targets.resolve(model, target), inputs.rows).detach()
+        return selection.select(model(*args, **keywords), resolve(model, target), inputs.rows).detach()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lrphooks import targets
+from lrphooks import selection, targets
 from lrphooks.engine import containers
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.session import Session
@@ -18,7 +18,7 @@ from lrphooks.engine.session import Session
 if TYPE_CHECKING:
     from lrphooks.composite import Composite
     from lrphooks.engine.observer import Observer
-    from lrphooks.targets import Target
+    from lrphooks.selection import Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ def explained(
     with torch.inference_mode(mode=False), torch.enable_grad(), Session(composite, model, observer):
         args, keywords = inputs.enter()
         output = model(*args, **keywords)
-        yield [targets.select(output, target, inputs.rows) for target in resolved]
+        yield [selection.select(output, target, inputs.rows) for target in resolved]
 
 
 def is_positional(x: Any) -> bool:

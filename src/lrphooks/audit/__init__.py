@@ -17,7 +17,7 @@ from lrphooks.engine import containers
 from lrphooks.engine.errors import LRPError
 from lrphooks.explanation import checked
 from lrphooks.forward import Inputs, explained
-from lrphooks.targets import Target
+from lrphooks.selection import Target
 
 __all__ = ["Imbalance", "LayerRow", "OperationRow", "Report", "audit"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrphooks.audit.sinks import Seen, Sinks, dot, layer_sinks, operation_sinks
 from lrphooks.engine import notes
@@ -109,6 +109,9 @@ class Recorder(Observer):
     def entered(self, frame: Frame, name: str) -> None:
         """Note a module call that begins."""
         self.frames.append((frame, name))
+
+    def left(self, run: Run, module: nn.Module, output: Any) -> None:
+        """Modules that end are of no concern: relevance is booked where operations take it."""
 
     def explained(self, run: Run, x: Tensor) -> None:
         """Note an explained input."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lrphooks.baselines.question import Question, untouched
 
 if TYPE_CHECKING:
-    from lrphooks.targets import Target
+    from lrphooks.selection import Target
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -175,10 +175,13 @@ def modified_weight(weight: Tensor, form: WeightForm, parameter: float) -> Tenso
 def behind_hooks(tensor: Tensor) -> LayerCall | None:
     """Return the layer whose output a module's backward hook wrapped, or None.
 
-    torch passes what goes through such a module through a node of its own, out of sight of the function mode.
+    torch passes what goes through such a module through nodes of its own, out of sight of the function mode: one where
+    a module ends, and one more where the next begins.
     """
-    node = tensor.grad_fn
-    if node is None or type(node).__name__ != "BackwardHookFunctionBackward":
-        return None
-    calls = [source.call for source, _ in node.next_functions if type(source).__name__ == "RuleNodeBackward"]  # type: ignore[union-attr]
-    return calls[0] if len(calls) == 1 else None
+    nodes: list[Any] = [tensor.grad_fn]
+    wrapped = 0
+    while len(nodes) == 1 and type(nodes[0]).__name__ == "BackwardHookFunctionBackward":
+        nodes = [source for source, _ in nodes[0].next_functions if source is not None]
+        wrapped += 1
+    calls = [node.call for node in nodes if type(node).__name__ == "RuleNodeBackward"]
+    return calls[0] if wrapped and len(calls) == 1 else None

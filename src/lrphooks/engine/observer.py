@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrphooks.rules.base import Rule
 
@@ -50,6 +50,10 @@ class Observer(ABC):
     @abstractmethod
     def entered(self, frame: Frame, name: str) -> None:
         """Note a module call that begins."""
+
+    @abstractmethod
+    def left(self, run: Run, module: nn.Module, output: Any) -> None:
+        """Note a module call that ended, and what it returned."""
 
     @abstractmethod
     def fell_back(self, what: str) -> None:

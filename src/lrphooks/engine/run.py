@@ -142,11 +142,16 @@ class Run:
         if not self.frames or self.frames[-1].module is not module:
             return output
         frame = self.frames.pop()
-        if output is None or frame.passing is None:
+        if output is None or (frame.passing is None and not self.watched):
             return output
         with torch._C.DisableTorchFunction():
-            output = self.settled(output) if isinstance(output, Tensor) else output
-            return passing.passed(self, frame.passing, output, self.plan.name_of(module))
+            if frame.passing is not None:
+                output = self.settled(output) if isinstance(output, Tensor) else output
+                output = passing.passed(self, frame.passing, output, self.plan.name_of(module))
+            if self.watched:
+                assert self.observer is not None
+                self.observer.left(self, module, output)
+        return output
 
     def settled(self, tensor: Tensor) -> Tensor:
         """Return the tensor with the rule of the layer that made it set for consumers of any kind."""

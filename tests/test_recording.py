@@ -1,0 +1,104 @@
+"""How inner modules are named for recording, and what is made of their relevance."""
+
+import pytest
+import torch
+from torch import nn
+
+from lrphooks import LRPError, explain
+from lrphooks.baselines import Baseline
+from lrphooks.matching import ReLU
+from lrphooks.rules import Epsilon
+from small_networks import every_layer
+
+X = torch.randn(2, 3)
+EXACT = every_layer(Epsilon(0))
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(3, 4)
+        self.layer1 = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.layer2 = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.head = nn.Linear(4, 2)
+        self.again = self.stem
+
+    def forward(self, x):
+        return self.head(self.layer2(self.layer1(self.stem(x))))
+
+
+MODEL = Model()
+
+
+@pytest.mark.parametrize(
+    ("record", "names"),
+    [
+        ("layer1", ["layer1"]),
+        ("layer1.0", ["layer1.0"]),
+        ("layer?", ["layer1", "layer2"]),
+        ("layer*.0", ["layer1.0", "layer2.0"]),
+        (["head", "stem"], ["head", "stem"]),
+        (("layer1", "layer?.1"), ["layer1", "layer1.1", "layer2.1"]),
+        (MODEL.layer2, ["layer2"]),
+        ([MODEL.head, "layer1"], ["head", "layer1"]),
+        (nn.ReLU, ["layer1.1", "layer2.1"]),
+        (ReLU, ["layer1.1", "layer2.1"]),
+        ("again", ["again"]),
+        (MODEL, [""]),
+        ("", [""]),
+        ({"layer1": None, MODEL.head: None}, ["layer1", "head"]),
+        ((name for name in ("stem", "head")), ["stem", "head"]),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_modules_by_name_pattern_type_or_themselves(record, names):
+    everything = explain(MODEL, X, 0, EXACT, record=["", "again", *(n for n, _ in MODEL.named_modules() if n)])
+    found = explain(MODEL, X, 0, EXACT, record=record).recorded
+    assert list(found) == names
+    for name in names:
+        assert torch.equal(found[name], everything.recorded[name])
+
+
+def test_functions_of_the_relevance():
+    plain = explain(MODEL, X, 0, EXACT, record="layer?").recorded
+    found = explain(MODEL, X, 0, EXACT, record={"layer?": lambda r: r.sum(1), "head": None}).recorded
+    assert torch.equal(found["layer1"], plain["layer1"].sum(1))
+    assert torch.equal(found["layer2"], plain["layer2"].sum(1))
+    assert found["head"].shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("record", "error", "message"),
+    [
+        ("layre1", LRPError, r"explain: no module of the model is named 'layre1'\. Did you mean 'layer1'"),
+        ("nothing.*", LRPError, r"no module of the model is named 'nothing\.\*'"),
+        (["stem", "layer3"], LRPError, r"no module of the model is named 'layer3'\. Did you mean 'layer"),
+        (nn.Linear(2, 2), LRPError, r"the model has no module Linear inside"),
+        (nn.Conv2d, LRPError, r"the model has no module torch\.nn\.Conv2d inside"),
+        (3, TypeError, r"a module is given by its name, a pattern, its type or itself, got 3 of type int"),
+        ([None], TypeError, r"got None of type NoneType"),
+        ({"stem": 3}, TypeError, r"record maps modules to functions of their relevance.*got 3 for 'stem'"),
+        (int, TypeError, r"A layer type must be a torch\.nn\.Module class"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_modules_that_are_not_there(record, error, message):
+    with pytest.raises(error, match=message):
+        explain(MODEL, X, 0, EXACT, record=record)
+
+
+class Ones(Baseline):
+    """Attributes 1 to every value."""
+
+    def attribute(self, model, x, target=None, *, kwargs=None):
+        return torch.ones_like(x) * (1 if target is None else target)
+
+
+def test_a_baseline_attributes_to_inputs_alone():
+    found = explain(MODEL, X, 1, Ones())
+    assert torch.equal(found.relevance, torch.ones_like(X))
+    assert torch.equal(found.explained, MODEL(X)[:, 1].detach())
+    assert found.composite == Ones()
+    for asked in ({"record": "stem"}, {"parameters": True}):
+        with pytest.raises(LRPError, match=r"explain: Ones\(\) attributes to inputs alone.*give a composite"):
+            explain(MODEL, X, 1, Ones(), **asked)
