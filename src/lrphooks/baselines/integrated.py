@@ -59,7 +59,7 @@ class IntegratedGradients(Baseline):
 
     steps: int = 50
     reference: Reference = 0.0
-    tolerance: float = 0.05
+    tolerance: float = 0.1
     batch: int = 64
 
     def __post_init__(self) -> None:
