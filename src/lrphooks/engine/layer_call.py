@@ -74,6 +74,10 @@ class LayerCall:
         """Return the call that stands for this layer and the BatchNorm after it."""
         return replace(self, tensors=(*self.tensors, *statistics), batch_norm=batch_norm)
 
+    def bare(self) -> LayerCall:
+        """Return the call as its nodes keep it: they save its tensors for backward, which frees them or runs again."""
+        return self if self.run.hooked else replace(self, tensors=(), input_link=None)
+
     def guard(self, output: Tensor) -> Tensor:
         """Set the rule on the output for consumers that cannot be seen, and note the layer for those that can."""
         out: Tensor = RuleNode.apply(self, None, True, output, None, *self.tensors)
@@ -181,4 +185,4 @@ def behind_hooks(tensor: Tensor) -> LayerCall | None:
     if node is None or type(node).__name__ != "BackwardHookFunctionBackward":
         return None
     calls = [source.call for source, _ in node.next_functions if type(source).__name__ == "RuleNodeBackward"]  # type: ignore[union-attr]
-    return calls[0] if len(calls) == 1 else None
+    return calls[0] if len(calls) == 1 and calls[0].tensors else None
