@@ -74,6 +74,10 @@ class LayerCall:
         """Return the call that stands for this layer and the BatchNorm after it."""
         return replace(self, tensors=(*self.tensors, *statistics), batch_norm=batch_norm)
 
+    def bare(self) -> LayerCall:
+        """Return the call as its nodes keep it: they save its tensors for backward, which frees them or runs again."""
+        return self if self.run.hooked else replace(self, tensors=(), input_link=None)
+
     def guard(self, output: Tensor) -> Tensor:
         """Set the rule on the output for consumers that cannot be seen, and note the layer for those that can."""
         out: Tensor = RuleNode.apply(self, None, True, output, None, *self.tensors)
@@ -184,4 +188,4 @@ def behind_hooks(tensor: Tensor) -> LayerCall | None:
         nodes = [source for source, _ in nodes[0].next_functions if source is not None]
         wrapped += 1
     calls = [node.call for node in nodes if type(node).__name__ == "RuleNodeBackward"]
-    return calls[0] if wrapped and len(calls) == 1 else None
+    return calls[0] if wrapped and len(calls) == 1 and calls[0].tensors else None

@@ -94,16 +94,9 @@ def execute(
     if isinstance(rule, Pass):
         return through(run, a, z)
     if isinstance(rule, InputRule):
-        if isinstance(linear_map, General):
-            raise LRPError(
-                f"{rule!r} cannot serve operation {call.operation.name} in {run.name_of_running()}: it spreads "
-                "relevance by one weight for all rows, and here rows have weights of their own. Give it a rule such as "
-                "Epsilon()."
-            )
-        try:
-            rule.check(a, linear_map)
-        except ValueError as error:
-            raise ValueError(f"{run.name_of_running()}: {error}") from error.__cause__
+        _check_input(run, call, rule, linear_map, a)
+    if not (pending or run.delivers or record is not None):
+        return z
     layer = LayerCall(
         run,
         rule if isinstance(rule, LinearRule | InputRule) else Epsilon(0.0),
@@ -122,6 +115,20 @@ def execute(
         assert run.observer is not None
         run.observer.layer(layer, z, None, relu_follows=False, linked=False)
     return z
+
+
+def _check_input(run: Run, call: Call, rule: InputRule, linear_map: LinearMap, a: Tensor) -> None:
+    """Raise an error if a rule for input values cannot serve the layer."""
+    if isinstance(linear_map, General):
+        raise LRPError(
+            f"{rule!r} cannot serve operation {call.operation.name} in {run.name_of_running()}: it spreads "
+            "relevance by one weight for all rows, and here rows have weights of their own. Give it a rule such as "
+            "Epsilon()."
+        )
+    try:
+        rule.check(a, linear_map)
+    except ValueError as error:
+        raise ValueError(f"{run.name_of_running()}: {error}") from error.__cause__
 
 
 def _dynamic(run: Run, call: Call, rule: Rule) -> Any:

@@ -45,6 +45,8 @@ class Plan:
             isinstance(rule, Gradient) and "softmax" in matching.operation_names(matcher)
             for matcher, rule in composite.entries
         )
+        #: Whether relevance itself may have to travel to a layer or module, beside the modified gradient.
+        self.delivers = any(isinstance(rule, InputRule | Identity | Pass) for _, rule in composite.entries)
         self.passing: dict[int, Rule] = {}
         inherited: dict[str, tuple[Rule, int, bool]] = {}
         for module, row in zip(model.modules(), self.assignment, strict=True):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lrphooks.engine.nodes import _sum, alias, per_input, zero_link
+from lrphooks.engine.nodes import _sum, absent, alias, per_input, zero_link
 from lrphooks.layers.layer import Layer, Route, WeightForm
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
@@ -40,7 +40,7 @@ class RuleNode(Function):
         *tensors: Tensor | None,
     ) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.relu_follows = call, relu_follows
+        ctx.call, ctx.relu_follows = call.bare(), relu_follows
         ctx.alone = relu_follows is None and not in_place
         if in_place:
             ctx.mark_dirty(z)
@@ -62,7 +62,7 @@ class RuleNode(Function):
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None = None) -> tuple[Tensor | None, ...]:
         call: LayerCall = ctx.call
         unused = (None, None, None)
-        nothing = tuple(None for _ in call.tensors)
+        nothing = absent(ctx)[5:]
         if not call.run.passes.relevance:
             return *unused, gradient, None, *nothing
         if ctx.alone:
@@ -71,7 +71,7 @@ class RuleNode(Function):
             return *unused, None, None, *nothing
         # Unpacked once: a checkpoint hands out each saved tensor a single time.
         saved = ctx.saved_tensors
-        count = len(saved) - len(call.tensors)
+        count = len(saved) - len(nothing)
         factors, tensors = saved[:count], saved[count:]
         again = ctx.relu_follows is None or torch.is_grad_enabled()
         if isinstance(call.rule, InputRule):

@@ -57,6 +57,8 @@ class Run:
         self.cache = cache
         self.passes = Passes()
         self.parameters = False
+        #: Whether relevance itself may have to travel, so that layers keep a way for it.
+        self.delivers = plan.delivers
         self.times_input = plan.composite.attribution == "relevance"
         self.frames: list[Frame] = []
         #: The recurrent operation whose cells are running.
@@ -163,6 +165,14 @@ class Run:
             notes.write(tensor, self, kept=True)
             return note.layer.settle(tensor, in_place=False)
         return note.layer.settle(tensor)
+
+    @property
+    def hooked(self) -> bool:
+        """Whether torch passes what a running module returns through a node of its own, for backward hooks."""
+        hooks = torch.nn.modules.module
+        return bool(hooks._global_backward_hooks or hooks._global_backward_pre_hooks) or any(
+            frame.module._backward_hooks or frame.module._backward_pre_hooks for frame in self.frames
+        )
 
     def mode(self) -> Interception:
         """Return the mode that brings every torch call of the model before this run."""

@@ -80,6 +80,8 @@ class Session(AbstractContextManager["Composite"]):
             self._running.append(_Swap(self, THREAD.runs[-1][1], self._plan, WeightCache(self._weights), module))
             return None
         run = Run(self, self._plan, WeightCache(self._weights), self._observer)
+        # Contexts on parts of the model may need what the layers above do not.
+        run.delivers = any(session._plan is not None and session._plan.delivers for session in THREAD.sessions)
         args, kwargs = run.enter_inputs(args, kwargs or {})
         mode = run.mode()
         mode.__enter__()
