@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from judged import contributions, linear, small_cnn
-from lrphooks import evaluation, lrp
+from lrphooks import evaluation, lrp, targets
+from lrphooks.baselines import InputXGradient
 from lrphooks.composites import EpsilonPlus
 from lrphooks.evaluation import (
     Blur,
@@ -69,7 +70,7 @@ def test_a_metric_is_a_value(metric):
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=repr)
-@pytest.mark.parametrize("kind", ["composite", "method"])
+@pytest.mark.parametrize("kind", ["composite", "baseline", "method"])
 def test_the_model_and_the_input_are_left_as_they_were(metric, kind):
     model, x = small_cnn(), torch.randn(3, 1, 12, 12)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -80,7 +81,7 @@ def test_the_model_and_the_input_are_left_as_they_were(metric, kind):
         rows.zero_()  # a method that works in place must not spoil the input
         return relevance
 
-    method = EpsilonPlus() if kind == "composite" else changing
+    method = {"composite": EpsilonPlus(), "baseline": InputXGradient(), "method": changing}[kind]
     result = metric(model, x, [0, 1, 2], method, truth=truth_for(metric, x))
     assert result.values.shape == (3,)
     assert torch.equal(x, kept)
@@ -124,6 +125,26 @@ def test_a_method_is_given_an_index_for_each_row():
 
         Sparseness(batch_size=2)(model, x, given, watching)
         assert seen == expected
+
+
+def test_labels_and_formulas_of_the_output_are_targets_of_the_rows_that_they_are_for(close):
+    model, x = linear(6)
+    model.class_names = ["cat", "dog", "bird"]
+    metric = PixelFlipping(output="logit", infill=evaluation.Constant(), batch_size=2)
+    relevance = contributions(model, x, [0, 2, 1])
+    by_index = metric(model, x, [0, 2, 1], relevance)
+    close(metric(model, x, ["cat", "bird", "dog"], relevance).curve, by_index.curve)
+    against = metric(model, x, targets.Difference([0, 2, 1], "dog"), relevance)
+    dog = metric(model, x, 1, relevance)
+    close(against.curve, by_index.curve - dog.curve)
+    seen = []
+
+    def watching(m, rows, target):
+        seen.append(target)
+        return rows
+
+    Sparseness(batch_size=2)(model, x, targets.Difference([0, 2, 1], 1), watching)
+    assert seen == [targets.Difference((0, 2), 1), targets.Difference((1,), 1)]
 
 
 def test_a_model_that_answers_with_logits_by_name_is_judged(close):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from lrphooks.baselines import Baseline
 from lrphooks.composite import Composite
-from lrphooks.explain import Target, lrp, select
+from lrphooks.explanation import lrp
+from lrphooks.targets import OutputTarget, Target, as_matrix, resolve, select
 
 __all__ = ["Judged", "Method", "Output", "Scorer", "Target", "relevance_of", "settled"]
 
 #: A method explains: a function of (model, x, target) that returns relevance in the shape of x.
 Method: TypeAlias = Callable[[nn.Module, Tensor, Any], Tensor]
-#: What a metric judges: a method, a composite of lrphooks, or relevance that was computed before.
-Judged: TypeAlias = "Method | Composite | Tensor"
+#: What a metric judges: a method, a composite or baseline of lrphooks, or relevance that was computed before.
+Judged: TypeAlias = "Method | Composite | Baseline | Tensor"
 #: What a perturbed input is measured by: the softmax probability of the target, or the explained value itself.
 Output: TypeAlias = Literal["probability", "logit"]
 
@@ -30,7 +33,7 @@ def relevance_of(method: Judged, model: nn.Module, x: Tensor, target: Target, *,
     found: list[Tensor] = []
     for start in range(0, len(x), batch_size):
         rows = x[start : start + batch_size]
-        relevance = explain(model, rows.detach().clone(), of_rows(target, start, start + batch_size))
+        relevance = explain(model, rows.detach().clone(), of_rows(target, range(start, start + len(rows))))
         if not isinstance(relevance, Tensor):
             raise TypeError(f"{who}: the method must return a tensor of relevance, got {type(relevance).__name__}.")
         found.append(checked(relevance.detach(), rows, who))
@@ -52,12 +55,15 @@ def checked(relevance: Tensor, x: Tensor, who: str) -> Tensor:
     return relevance
 
 
-def of_rows(target: Target, start: int, stop: int) -> Target:
-    """Return the target of some of the rows."""
+def of_rows(target: Target, rows: Sequence[int]) -> Target:
+    """Return the target of some of the rows, which may come several times."""
     if isinstance(target, Tensor) and target.dim() == 1:
-        return target[start:stop]
-    if isinstance(target, Sequence) and not isinstance(target, str):
-        return target[start:stop]
+        return target[torch.as_tensor(rows, device=target.device)]
+    if isinstance(target, OutputTarget):
+        # Its classes, where there is one for each row.
+        classes = {f.name: getattr(target, f.name) for f in dataclasses.fields(target) if f.name in ("a", "b")}
+        several = {name: [given[row] for row in rows] for name, given in classes.items() if isinstance(given, tuple)}
+        return dataclasses.replace(target, **several)
     return target
 
 
@@ -71,20 +77,18 @@ def settled(target: Target, model: nn.Module, x: Tensor, *, batch_size: int, who
     LRPError, TypeError, ValueError
         As :func:`lrphooks.lrp` does for a target.
     """
+    target = resolve(model, target)
     if callable(target) and not isinstance(target, Tensor):
         return target
     several = isinstance(target, Sequence) or (isinstance(target, Tensor) and target.dim() > 0)
     if several and len(target) != len(x):  # type: ignore[arg-type]
         raise ValueError(f"{who}: {len(target)} targets were given for {len(x)} rows; give one, or one a row.")  # type: ignore[arg-type]
-    found: list[Tensor] = []
-    for start in range(0, len(x), batch_size):
-        with torch.no_grad():
-            logits = _logits(model(x[start : start + batch_size]))
-        wanted = of_rows(target, start, start + batch_size)
-        select(logits, wanted, len(logits))
-        index = logits.argmax(-1) if wanted is None else torch.as_tensor(wanted, device=logits.device).long()
-        found.append(index.expand(len(logits)) % logits.shape[-1])
-    return torch.cat(found)
+    with torch.no_grad():
+        logits = torch.cat([as_matrix(model(rows), len(rows)) for rows in torch.split(x, batch_size)])
+    # Checks the target, with the errors of lrp.
+    select(logits, target, len(x))
+    index = logits.argmax(1) if target is None else torch.as_tensor(target, device=logits.device).long()
+    return index.expand(len(x)) % logits.shape[1]
 
 
 @dataclass(frozen=True)
@@ -109,24 +113,11 @@ class Scorer:
         """Return the score of each of some inputs, which were made of the rows of these numbers; (inputs,), double."""
         found = self.model(x)
         if not isinstance(self.target, Tensor):
-            return select(found, self.target, len(x)).double()
-        logits = _logits(found).double()
+            return select(found, of_rows(self.target, rows.tolist()), len(x)).double()
+        logits = as_matrix(found, len(x)).double()
         if self.output == "probability" and logits.shape[1] == 1:
             raise ValueError(
                 f"{self.who}: the model has one output, whose softmax is 1 whatever the input. Give output='logit'."
             )
         scores = logits.softmax(-1) if self.output == "probability" else logits
         return scores.gather(1, self.target[rows].unsqueeze(1)).squeeze(1)
-
-
-def _logits(output: Any) -> Tensor:
-    """Return the model's output as (rows, classes)."""
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    logits = output if isinstance(output, Tensor) else logits
-    if isinstance(logits, Tensor) and logits.dim() == 1:
-        logits = logits.unsqueeze(1)
-    if isinstance(logits, Tensor) and logits.dim() == 2:
-        return logits
-    # Neither a matrix nor made into one: the errors of lrp say what to do.
-    select(output, 0)
-    raise AssertionError
