@@ -56,11 +56,11 @@ class Peer:
 
 def _ratio(subject: Subject, explain: Explain) -> float:
     torch.set_flush_denormal(True)
-    case, plain = subject.case(torch.float32, perturb), subject.case(torch.float32, perturb)
+    case = subject.case(torch.float32, perturb)
     explain(case)
     ratios = []
     for _ in range(REPEATS):
-        gradient = seconds(lambda: relevance(plain, None))
+        gradient = seconds(lambda: relevance(case, None))
         ratios.append(seconds(lambda: explain(case)) / gradient)
     return statistics.median(ratios)
 

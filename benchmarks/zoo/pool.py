@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -14,10 +15,14 @@ from typing import Any
 PRELOAD = ("torch", "benchmarks.zoo.preload")
 
 
-class Pool:
-    """Calls functions in processes of their own, with limits on time and memory."""
+#: A process that waits is given up after this many times its processor time.
+PATIENCE = 20
 
-    def __init__(self, seconds: float, gigabytes: float) -> None:
+
+class Pool:
+    """Calls functions in processes of their own, from any thread, with limits on processor time and memory."""
+
+    def __init__(self, seconds: int, gigabytes: float) -> None:
         self.seconds = seconds
         self.gigabytes = gigabytes
         self._context = multiprocessing.get_context("forkserver")
@@ -26,17 +31,19 @@ class Pool:
     def call(self, function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
         """Return the function's result, or a dict with ``error`` and ``wall``."""
         here, there = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_serve, args=(there, self.gigabytes, function, args), daemon=True)
+        limits = (self.seconds, self.gigabytes)
+        process = self._context.Process(target=_serve, args=(there, *limits, function, args), daemon=True)
         start = time.perf_counter()
         process.start()
         there.close()
         try:
-            result: dict[str, Any] = (
-                here.recv() if here.poll(self.seconds) else {"error": f"took longer than {self.seconds:g} s"}
-            )
+            if here.poll(PATIENCE * self.seconds):
+                result: dict[str, Any] = here.recv()
+            else:
+                result = {"error": f"took longer than {PATIENCE * self.seconds} s"}
         except EOFError:
             process.join(5)
-            result = {"error": f"the process ended with exit code {process.exitcode}"}
+            result = {"error": self._reason(process.exitcode)}
         finally:
             if process.is_alive():
                 process.join(1)
@@ -46,9 +53,17 @@ class Pool:
         result["wall"] = round(time.perf_counter() - start, 2)
         return result
 
+    def _reason(self, exitcode: int | None) -> str:
+        if exitcode == -signal.SIGXCPU:
+            return f"took longer than {self.seconds} s"
+        return f"the process ended with exit code {exitcode}"
 
-def _serve(connection: Connection, gigabytes: float, function: Callable[..., dict[str, Any]], args: Any) -> None:
+
+def _serve(
+    connection: Connection, seconds: int, gigabytes: float, function: Callable[..., dict[str, Any]], args: Any
+) -> None:
     warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     limit = int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     connection.send(function(*args))
