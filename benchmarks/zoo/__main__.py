@@ -11,9 +11,8 @@ import argparse
 import json
 import subprocess
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -76,30 +75,34 @@ def _wanted(sources: Any, patterns: list[str]) -> list[tuple[str, str]]:
 def _run(wanted: list[tuple[str, str]], results: Results, options: argparse.Namespace) -> None:
     pool = Pool(options.seconds, options.gigabytes)
     engine = _commit()
-    own = [Job(place, source, key, "lrphooks") for place, (source, key) in enumerate(wanted)]
+    own = [Job(place, source, key, ("lrphooks",)) for place, (source, key) in enumerate(wanted)]
     _measure(own, pool, engine, results, options)
     if options.peers:
         # The cheapest models first, so that a run that is stopped has the most.
         cheapest = sorted(own, key=lambda job: results.seconds(job.key))
-        beside = [Job(job.place, job.source, job.key, name) for job in cheapest for name in _peers(job.source)]
-        _measure(beside, pool, engine, results, options)
+        _measure([replace(job, kinds=_peers(job.source)) for job in cheapest], pool, engine, results, options)
 
 
 def _measure(jobs: list[Job], pool: Pool, engine: str, results: Results, options: argparse.Namespace) -> None:
     start = time.perf_counter()
-    missing = [job for job in jobs if not results.has(job.key, job.kind, again=options.again)]
+    missing = [
+        replace(job, kinds=kinds)
+        for job in jobs
+        if (kinds := tuple(k for k in job.kinds if not results.has(job.key, k, again=options.again)))
+    ]
     with ThreadPoolExecutor(options.workers) as threads:
-        running = {threads.submit(pool.call, measured, job.source, job.key, job.kind): job for job in missing}
+        running = {threads.submit(pool.call, measured, job.source, job.key, list(job.kinds)): job for job in missing}
         for number, future in enumerate(as_completed(running), 1):
             job = running.pop(future)
-            row = {"key": job.key, "by": job.kind, "place": job.place, "engine": engine, **future.result()}
-            results.add(row)
-            passed = time.perf_counter() - start
-            print(f"{number}/{len(missing)} {passed:.0f}s {job.kind:9}{report.line(row)}", flush=True)
+            for kind, result in zip(job.kinds, future.result(), strict=True):
+                row = {"key": job.key, "by": kind, "place": job.place, "engine": engine, **result}
+                results.add(row)
+                passed = time.perf_counter() - start
+                print(f"{number}/{len(missing)} {passed:.0f}s {kind:9}{report.line(row)}", flush=True)
 
 
-def _peers(source: str) -> Iterator[str]:
-    return (name for name, peer in PEERS.items() if peer.serves(source))
+def _peers(source: str) -> tuple[str, ...]:
+    return tuple(name for name, peer in PEERS.items() if peer.serves(source))
 
 
 def _commit() -> str:
@@ -110,12 +113,12 @@ def _commit() -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement to make: of which model, by which library; ``place`` is the model's among all rows."""
+    """Measurements to make: of which model, by which libraries; ``place`` is the model's among all rows."""
 
     place: int
     source: str
     key: str
-    kind: str
+    kinds: tuple[str, ...]
 
 
 class Results:

@@ -133,6 +133,7 @@ def _autolrp(case: Case) -> tuple[Tensor, list[Tensor]]:
 PEERS: dict[str, Peer] = {
     "zennit": Peer("zennit", _zennit),
     "captum": Peer("captum", _captum),
-    "lxt": Peer("lxt", _lxt, ("transformers",)),
     "autolrp": Peer("autolrp", _autolrp),
+    # The last, since it changes classes of transformers for the rest of the process.
+    "lxt": Peer("lxt", _lxt, ("transformers",)),
 }
