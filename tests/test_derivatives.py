@@ -189,6 +189,22 @@ def test_second_derivatives_through_a_module_that_passes_relevance():
     check(Composite([("1", Pass()), (AnyLinear, ZPlus(0.25))]), twin, torch.randn(3, 6, dtype=torch.float64))
 
 
+class Passing(nn.Module):
+    """A module behind a product, past which no relevance travels as such."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.head = nn.Sequential(nn.Linear(6, 6), nn.Tanh()).double(), nn.Linear(6, 3).double()
+
+    def forward(self, x):
+        return self.head(self.inner(x * x.roll(1, -1)))
+
+
+def test_second_derivatives_of_relevance_that_is_divided_by_what_a_module_was_given():
+    check(Composite([("inner", Pass()), (AnyLinear, Epsilon(0))]), Passing(), torch.randn(3, 6, dtype=torch.float64))
+
+
 # --- training by explanations -----------------------------------------------------------------------------------
 
 

@@ -1,15 +1,18 @@
 """Measure relevance on the models of the usual libraries, and write the table.
 
-python -m benchmarks.zoo                     # everything, to docs/coverage.md
-python -m benchmarks.zoo --resume            # what no earlier run has measured
-python -m benchmarks.zoo --only 'timm/*' --print
+python -m benchmarks.zoo                       # lrphooks on every model, to docs/coverage.md
+python -m benchmarks.zoo --resume --peers      # what no earlier run has measured, and the other libraries
+python -m benchmarks.zoo --only 'timm/*' --workers 4
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -47,8 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peers", action="store_true", help="run zennit, captum, LXT and autoLRP beside")
     parser.add_argument("--list", action="store_true", help="print the models and leave")
     parser.add_argument("--report", action="store_true", help="write the table from earlier results and leave")
-    parser.add_argument("--seconds", type=float, default=180.0, help="limit for one model (default 180)")
-    parser.add_argument("--gigabytes", type=float, default=8.0, help="limit for one model (default 8)")
+    parser.add_argument("--workers", type=int, default=1, help="measurements at a time (default 1)")
+    parser.add_argument("--seconds", type=int, default=180, help="processor time for one measurement (default 180)")
+    parser.add_argument("--gigabytes", type=float, default=8.0, help="memory for one measurement (default 8)")
     parser.add_argument(
         "--results", type=Path, default=ROOT / "benchmarks/zoo/results.jsonl", help="where results are kept"
     )
@@ -70,17 +74,51 @@ def _wanted(sources: Any, patterns: list[str]) -> list[tuple[str, str]]:
 
 def _run(wanted: list[tuple[str, str]], results: Results, options: argparse.Namespace) -> None:
     pool = Pool(options.seconds, options.gigabytes)
+    engine = _commit()
+    own = [Job(place, source, key, ("lrphooks",)) for place, (source, key) in enumerate(wanted)]
+    _measure(own, pool, engine, results, options)
+    if options.peers:
+        # The cheapest models first, so that a run that is stopped has the most.
+        cheapest = sorted(own, key=lambda job: results.seconds(job.key))
+        _measure([replace(job, kinds=_peers(job.source)) for job in cheapest], pool, engine, results, options)
+
+
+def _measure(jobs: list[Job], pool: Pool, engine: str, results: Results, options: argparse.Namespace) -> None:
     start = time.perf_counter()
-    for number, (source, key) in enumerate(wanted, 1):
-        kinds = ["lrphooks"]
-        if options.peers:
-            kinds += [name for name, peer in PEERS.items() if peer.serves(source)]
-        for kind in kinds:
-            if results.has(key, kind, again=options.again):
-                continue
-            row = {"key": key, "by": kind, **pool.call(measured, source, key, kind)}
-            results.add(row)
-            print(f"{number}/{len(wanted)} {time.perf_counter() - start:.0f}s {kind:9}{report.line(row)}", flush=True)
+    missing = [
+        replace(job, kinds=kinds)
+        for job in jobs
+        if (kinds := tuple(k for k in job.kinds if not results.has(job.key, k, again=options.again)))
+    ]
+    with ThreadPoolExecutor(options.workers) as threads:
+        running = {threads.submit(pool.call, measured, job.source, job.key, list(job.kinds)): job for job in missing}
+        for number, future in enumerate(as_completed(running), 1):
+            job = running.pop(future)
+            for kind, result in zip(job.kinds, future.result(), strict=True):
+                row = {"key": job.key, "by": kind, "place": job.place, "engine": engine, **result}
+                results.add(row)
+                passed = time.perf_counter() - start
+                print(f"{number}/{len(missing)} {passed:.0f}s {kind:9}{report.line(row)}", flush=True)
+
+
+def _peers(source: str) -> tuple[str, ...]:
+    return tuple(name for name, peer in PEERS.items() if peer.serves(source))
+
+
+def _commit() -> str:
+    """Return the commit of the checkout that is measured."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+@dataclass(frozen=True)
+class Job:
+    """Measurements to make: of which model, by which libraries; ``place`` is the model's among all rows."""
+
+    place: int
+    source: str
+    key: str
+    kinds: tuple[str, ...]
 
 
 class Results:
@@ -108,6 +146,10 @@ class Results:
         self._rows[row["key"], row["by"]] = row
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def seconds(self, key: str) -> float:
+        """Return how long lrphooks took on a model, 0 where that is not known."""
+        return float(self._rows.get((key, "lrphooks"), {}).get("wall", 0.0))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the last measurement of each model by each library."""

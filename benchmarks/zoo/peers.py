@@ -56,11 +56,11 @@ class Peer:
 
 def _ratio(subject: Subject, explain: Explain) -> float:
     torch.set_flush_denormal(True)
-    case, plain = subject.case(torch.float32, perturb), subject.case(torch.float32, perturb)
+    case = subject.case(torch.float32, perturb)
     explain(case)
     ratios = []
     for _ in range(REPEATS):
-        gradient = seconds(lambda: relevance(plain, None))
+        gradient = seconds(lambda: relevance(case, None))
         ratios.append(seconds(lambda: explain(case)) / gradient)
     return statistics.median(ratios)
 
@@ -133,6 +133,7 @@ def _autolrp(case: Case) -> tuple[Tensor, list[Tensor]]:
 PEERS: dict[str, Peer] = {
     "zennit": Peer("zennit", _zennit),
     "captum": Peer("captum", _captum),
-    "lxt": Peer("lxt", _lxt, ("transformers",)),
     "autolrp": Peer("autolrp", _autolrp),
+    # The last, since it changes classes of transformers for the rest of the process.
+    "lxt": Peer("lxt", _lxt, ("transformers",)),
 }

@@ -31,7 +31,7 @@ class Source:
     def of(cls, run: Run, tensor: Tensor, values: Tensor | None = None) -> Source:
         """Return a tensor as a source, with values of another time if they may have changed since."""
         note = notes.read(tensor, run)
-        return cls(tensor, tensor.detach() if values is None else values, None if note is None else note.link)
+        return cls(tensor, tensor if values is None else values, None if note is None else note.link)
 
 
 def enter(run: Run, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any, Source]:
@@ -50,7 +50,7 @@ def enter(run: Run, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any
     if note is not None:
         notes.write(held, run, link=note.link, maker=note.maker)
     args, kwargs = replace_tensors((args, kwargs), {id(carriers[0]): carrier})
-    return args, kwargs, Source.of(run, held, carrier.detach().clone())
+    return args, kwargs, Source.of(run, held, carrier.clone())
 
 
 def passed(run: Run, source: Source, output: Any, where: str) -> Tensor:
