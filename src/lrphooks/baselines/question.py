@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrphooks import targets
+from lrphooks import selection, targets
 from lrphooks.engine import containers
 from lrphooks.engine.errors import LRPError
 from lrphooks.forward import Inputs
@@ -53,7 +53,7 @@ class Question:
         if copies > 1 and not isinstance(target, int):
             target = torch.as_tensor(target).expand(self.rows).repeat(copies)
         inputs = [t.flatten(0, 1) if t.dim() > 1 else t[0] for t in trials]
-        return targets.select(self._run(inputs, copies), target, self.rows * copies)
+        return selection.select(self._run(inputs, copies), target, self.rows * copies)
 
     def values(self, trials: Sequence[Tensor]) -> Tensor:
         """Return the explained value of each row in each trial, (trials, rows); of a target function, sums over rows.

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lrphooks.baselines import Baseline
 from lrphooks.composite import Composite
 from lrphooks.explanation import lrp
-from lrphooks.targets import OutputTarget, Target, as_matrix, resolve, select
+from lrphooks.selection import as_matrix, select
+from lrphooks.targets import OutputTarget, Target, resolve
 
 __all__ = ["Judged", "Method", "Output", "Scorer", "Target", "relevance_of", "settled"]
 
