@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lrphooks.baselines import Baseline, Gradient
 from lrphooks.composite import Composite
 from lrphooks.explanation import checked, explain, lrp
-from lrphooks.targets import Target
+from lrphooks.selection import Target
 
 Method: TypeAlias = "Composite | Baseline"
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"

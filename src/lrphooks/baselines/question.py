@@ -13,7 +13,7 @@ from lrphooks import selection, targets
 from lrphooks.engine import containers
 from lrphooks.engine.errors import LRPError
 from lrphooks.forward import Inputs
-from lrphooks.targets import Target
+from lrphooks.selection import Target
 
 
 class Question:
@@ -35,7 +35,7 @@ class Question:
         self.target = targets.resolve(model, target)
         if self.target is None:
             with torch.no_grad():
-                self.target = targets.as_matrix(self._run(self.inputs), self.rows).argmax(1)
+                self.target = selection.as_matrix(self._run(self.inputs), self.rows).argmax(1)
 
     def at(self, inputs: Sequence[Tensor]) -> Question:
         """Return the same question of other inputs."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lrphooks.baselines import Baseline
 from lrphooks.composite import Composite
 from lrphooks.explanation import lrp
-from lrphooks.selection import as_matrix, select
-from lrphooks.targets import OutputTarget, Target, resolve
+from lrphooks.selection import Target, as_matrix, select
+from lrphooks.targets import OutputTarget, resolve
 
 __all__ = ["Judged", "Method", "Output", "Scorer", "Target", "relevance_of", "settled"]
 
