@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lrphooks import LRPError, explain
-from lrphooks.baselines import Baseline
+from lrphooks.baselines import InputXGradient
 from lrphooks.matching import ReLU
 from lrphooks.rules import Epsilon
 from small_networks import every_layer
@@ -87,18 +87,12 @@ def test_modules_that_are_not_there(record, error, message):
         explain(MODEL, X, 0, EXACT, record=record)
 
 
-class Ones(Baseline):
-    """Attributes 1 to every value."""
-
-    def attribute(self, model, x, target=None, *, kwargs=None):
-        return torch.ones_like(x) * (1 if target is None else target)
-
-
 def test_a_baseline_attributes_to_inputs_alone():
-    found = explain(MODEL, X, 1, Ones())
-    assert torch.equal(found.relevance, torch.ones_like(X))
+    method = InputXGradient()
+    found = explain(MODEL, X, 1, method)
+    assert torch.equal(found.relevance, method(MODEL, X, 1))
     assert torch.equal(found.explained, MODEL(X)[:, 1].detach())
-    assert found.composite == Ones()
+    assert found.composite == method
     for asked in ({"record": "stem"}, {"parameters": True}):
-        with pytest.raises(LRPError, match=r"explain: Ones\(\) attributes to inputs alone.*give a composite"):
-            explain(MODEL, X, 1, Ones(), **asked)
+        with pytest.raises(LRPError, match=r"explain: InputXGradient\(\) attributes to inputs alone.*give a composite"):
+            explain(MODEL, X, 1, method, **asked)
