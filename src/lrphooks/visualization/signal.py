@@ -146,7 +146,7 @@ class _Axis:
 
 def _plain(value: float, step: float) -> str:
     """Return a number with the digits that the step has; far from 1, with a power of ten."""
-    if value and not 1e-3 <= step < 1e5:
+    if not 1e-3 <= step < 1e5:
         return number(value, signed=value < 0)
     text = f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
     return text.replace("-", MINUS) if float(text) else text.removeprefix("-")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -216,7 +217,7 @@ def _parted(text: str) -> tuple[str, str]:
 
 def _printable(text: str) -> str:
     """Write control characters as their escapes: a token must not command the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)
 
 
 def _colour(paint: Paint, value: float) -> Colour:
