@@ -123,6 +123,29 @@ def test_a_notebook_shows_the_html():
     assert str(text) == "the film was not boring!"
 
 
+def test_a_picture_has_each_token_in_its_colour_and_breaks_between_words():
+    drawn = np.asarray(highlight(TOKENS, RELEVANCE).image(width=640)).astype(int)
+
+    def columns(part, colour):
+        return np.nonzero((part == colour).all(axis=2).any(axis=0))[0]
+
+    line = drawn[:, :640]
+    red, half, blue = (columns(line, colour) for colour in ((135, 12, 30), (251, 107, 72), (79, 164, 241)))
+    # "not", "bor" and "ing": the last two are one word, without a gap.
+    assert blue.max() < red.min() < red.max() < half.max()
+    assert half.min() - red.max() <= 3
+    assert red.min() - blue.max() > 3
+    narrow = np.asarray(highlight(TOKENS, RELEVANCE).image(width=90)).astype(int)
+    assert narrow.shape[0] > drawn.shape[0]
+    assert len(columns(narrow[:, 20:110], (135, 12, 30))) == len(red)
+    two = highlight(["one", "Ċ", "two"], [1.0, 1.0, -1.0], join="bytes").image()
+    rows = [
+        np.nonzero((np.asarray(two)[:, :640] == colour).all(axis=2).any(axis=1))[0]
+        for colour in ((135, 12, 30), (17, 63, 154))
+    ]
+    assert rows[0].max() < rows[1].min()
+
+
 @pytest.mark.parametrize("colours", [2**24, 256, 16, 0])
 def test_without_its_codes_a_terminal_shows_the_text(colours):
     text = highlight([*TOKENS, "Größe", "\x1b[2J"], [*RELEVANCE, 1.0, 2.0])

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from lrphooks.visualization.arrays import Floats, Relevance, floats
+from lrphooks.visualization.bar import Bar
 from lrphooks.visualization.colours import Colour
-from lrphooks.visualization.lettering import number
+from lrphooks.visualization.lettering import Lettering, number
 from lrphooks.visualization.scale import POOLINGS, Paint, Style
 from lrphooks.visualization.tokens import Join, Piece, pieces
 
+LETTERS = Lettering(18)
+_PADDING, _BAR_HEIGHT = 20, 64
 _RESET = "\x1b[0m"
 _NEWLINE = "↵"
 # On a terminal, what has less than this share of the full colour keeps the terminal's own colours.
@@ -91,6 +95,44 @@ class Text:
         return "".join(
             self._coded(piece, value, count) for piece, value in zip(self.pieces, self.relevance, strict=True)
         )
+
+    def image(self, *, width: int = 640) -> Image.Image:
+        """Return the text as a picture with a colour bar, its lines broken between words at this width in pixels."""
+        ground = self.paint.colours.zero
+        placed, height = self._placed(width)
+        bar = Bar(self.paint)
+        card = Image.new("RGB", (width, height), ground)
+        draw = ImageDraw.Draw(card)
+        for (x, y), text, value in placed:
+            colour = _colour(self.paint, value)
+            box = (x, y - LETTERS.height // 2 - 1, x + LETTERS.width(text), y + LETTERS.height // 2 + 2)
+            draw.rounded_rectangle(box, radius=3, fill=colour)
+            LETTERS.draw(draw, (x, y), text, ink_on(colour))
+        tall = max(height, _BAR_HEIGHT)
+        canvas = Image.new("RGB", (width + bar.width + 3 * _PADDING, tall + 2 * _PADDING), "white")
+        canvas.paste(card, (_PADDING, _PADDING))
+        bar.draw(canvas, (_PADDING + width, _PADDING), min(tall, 2 * _BAR_HEIGHT))
+        return canvas
+
+    def _placed(self, width: int) -> tuple[list[tuple[tuple[float, int], str, float]], int]:
+        """Return where each piece of text starts, halfway up its letters, and the height of all."""
+        step, space = round(1.6 * LETTERS.height), 0.3 * LETTERS.size
+        placed: list[tuple[tuple[float, int], str, float]] = []
+        x, y = 0.0, step // 2
+        parts = [_parted(piece.text) for piece in self.pieces]
+        for index, (before, text) in enumerate(parts):
+            x += space * before.count(" ")
+            # A word is as long as its pieces up to the next space.
+            tail = next((i for i, part in enumerate(parts[index + 1 :], index + 1) if part[0]), len(parts))
+            word = sum(LETTERS.width(part[1]) for part in parts[index:tail])
+            if x and x + (word if before else LETTERS.width(text)) > width:
+                x, y = 0.0, y + step
+            for below, whole in enumerate(text.split("\n")):
+                x, y = (0.0, y + step) if below else (x, y)
+                line = LETTERS.shortened(whole, width)
+                placed += [((x, y), line, self.relevance[index])] if line else []
+                x += LETTERS.width(line)
+        return placed, y + step // 2
 
     def _repr_html_(self) -> str:
         return self.html()
