@@ -17,8 +17,8 @@ Floats: TypeAlias = "NDArray[np.float64]"
 _CHANNELS = (1, 3, 4)
 
 
-def floats(relevance: Relevance) -> Floats:
-    """Return relevance as an array of float64 on the CPU; NaN and infinity are refused."""
+def floats(relevance: Relevance, what: str = "relevance") -> Floats:
+    """Return relevance, or something else to draw, as an array of float64 on the CPU; NaN and infinity are refused."""
     if isinstance(relevance, Tensor):
         values = relevance.detach().cpu().double().numpy()
     else:
@@ -26,7 +26,7 @@ def floats(relevance: Relevance) -> Floats:
     broken = int(np.count_nonzero(~np.isfinite(values)))
     if broken:
         raise ValueError(
-            f"{broken} of {values.size} relevance values are NaN or infinite. The usual cause is an "
+            f"{broken} of {values.size} {what} values are NaN or infinite. The usual cause is an "
             "input or a model output that is not finite, or float16 overflow: check the input, and "
             "explain in float32."
         )

@@ -32,9 +32,15 @@ class Bar:
         return {share: number(share * limit, signed=signed) for share in shares if limit > 0.0 or share == 0.0}
 
     @property
+    def beyond(self) -> dict[float, bool]:
+        """Whether there were values beyond the upper and the lower end."""
+        least, greatest = self.paint.seen
+        return {1.0: greatest > self.paint.limit, -1.0: least < -self.paint.limit}
+
+    @property
     def width(self) -> int:
         """The width with the gap before it and the numbers behind it."""
-        texts = [*self.numbers.values(), *([_BEYOND] if self.paint.clipped else [])]
+        texts = [*self.numbers.values(), *([_BEYOND] if any(self.beyond.values()) else [])]
         return _GAP + _THICKNESS + _TICK + 4 + math.ceil(max(NUMBERS.width(text) for text in texts))
 
     def draw(self, canvas: Image.Image, corner: tuple[int, int], height: int) -> None:
@@ -53,5 +59,5 @@ class Bar:
             # The outer numbers stay within the ends of the bar.
             place = min(max(place, y + half - 2), y + height - half + 1)
             NUMBERS.draw(draw, (right + _TICK + 4, place), text, INK)
-            if self.paint.clipped and share != 0.0:
+            if self.beyond.get(share, False):
                 NUMBERS.draw(draw, (right + _TICK + 4, place + share * NUMBERS.height), _BEYOND, GREY)

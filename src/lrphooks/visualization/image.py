@@ -88,7 +88,8 @@ def overlay(
 ) -> Image.Image:
     """Draw relevance over the picture that it explains: opaque where there is much, transparent where there is none.
 
-    Formula, for a pixel with relevance R: (1 - α) picture + α colour(R), with α = min(1, |R| / limit).
+    Formula, for a pixel with relevance R, of the share s = R / limit, within [-1, 1]: (1 - |s|) picture + |s| colour,
+    with the colour of the share (s + sign s) / 2. On white it is about the colour that a heatmap has.
 
     Parameters
     ----------
@@ -139,7 +140,7 @@ def laid_over(
     ground = _DARKEST + (255 - _DARKEST) / 255 * (grey + saturation * (ground - grey))
     shares = paint.shares(resized(pooled, size, Image.Resampling.BILINEAR))
     part = ground[top:bottom, left:right]
-    part += np.abs(shares)[..., None] * (paint.colours(shares) - part)
+    part += np.abs(shares)[..., None] * (paint.colours((shares + np.sign(shares)) / 2) - part)
     return Image.fromarray(ground.round().astype(np.uint8))
 
 

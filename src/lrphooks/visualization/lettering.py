@@ -11,13 +11,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import final
 
-from PIL import ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from lrphooks.visualization.colours import Colour
 
 INK: Colour = (38, 38, 38)
 GREY: Colour = (105, 105, 105)
 ELLIPSIS = "…"
+MINUS = "−"
 
 # Where Pillow's own font lacks a glyph (it has ASCII and little more), these are looked for, in this order.
 _FALLBACKS = (
@@ -32,7 +34,6 @@ _FALLBACKS = (
     "PingFang.ttc",
 )
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789−", strict=True))
-_MINUS = "−"
 
 
 @final
@@ -57,7 +58,7 @@ class Lettering:
         # The baseline lies on whole pixels, for sharp letters.
         baseline = round(y + 0.36 * self.size)
         for run in self._runs(text):
-            if run.text == _MINUS:
+            if run.text == MINUS:
                 _draw_minus(draw, x, baseline - run.rise, run, fill)
             else:
                 draw.text((x, baseline - run.rise), run.text, fill=fill, font=run.font, anchor="ls")
@@ -96,8 +97,8 @@ class Lettering:
             character = _RAISED.get(written, written)
             raised = character != written
             size, rise = (round(0.68 * self.size), round(0.38 * self.size)) if raised else (self.size, 0)
-            font = _font(max(0, whole if whole >= 0 or character == _MINUS else _font_with(character)), size)
-            if (font, rise) == (piece.font, piece.rise) and _MINUS not in (character, piece.text):
+            font = _font(max(0, whole if whole >= 0 or character == MINUS else _font_with(character)), size)
+            if (font, rise) == (piece.font, piece.rise) and MINUS not in (character, piece.text):
                 piece = _Run(piece.text + character, font, rise)
             else:
                 yield piece
@@ -117,28 +118,30 @@ class _Run:
     @property
     def width(self) -> float:
         """How far the line goes on behind it; a minus is as wide as a plus."""
-        return self.font.getlength("+" if self.text == _MINUS else self.text)
+        return self.font.getlength("+" if self.text == MINUS else self.text)
 
 
 def number(value: float, *, signed: bool = True) -> str:
     """Return a number with three digits, a typographic minus and a power of ten where it needs one."""
     if value == 0.0:
         return "0"
-    sign = _MINUS if value < 0 else "+" if signed else ""
+    sign = MINUS if value < 0 else "+" if signed else ""
     mantissa, _, power = f"{abs(value):.2e}".partition("e")
     exponent = int(power)
     if -3 <= exponent <= 3:
         return sign + f"{float(f'{abs(value):.2e}'):.{max(0, 2 - exponent)}f}"
     raised = {plain: raised for raised, plain in _RAISED.items()}
-    return f"{sign}{mantissa}·10" + "".join(raised[character] for character in str(exponent).replace("-", _MINUS))
+    return f"{sign}{mantissa}·10" + "".join(raised[character] for character in str(exponent).replace("-", MINUS))
 
 
 def _draw_minus(draw: ImageDraw.ImageDraw, x: float, baseline: int, run: _Run, fill: Colour) -> None:
     """Draw the horizontal bar of the font's plus: Pillow's own font has no minus."""
-    left, top, right, bottom = run.font.getbbox("+", anchor="ls")
-    thickness = max(1, round(run.font.size / 12))
-    y = baseline + round((top + bottom - thickness) / 2)
-    draw.rectangle((round(x + left), y, round(x + right) - 1, y + thickness - 1), fill=fill)
+    mask, (left, top) = run.font.getmask2("+", mode="L", anchor="ls")
+    plus = np.frombuffer(bytes(mask), dtype=np.uint8).reshape(mask.size[::-1])
+    inked = plus.sum(axis=1, dtype=np.int64)
+    (rows,) = np.nonzero(2 * inked > inked.max())
+    bar = Image.fromarray(plus[rows[0] : rows[-1] + 1])
+    draw.bitmap((round(x) + left, baseline + top + int(rows[0])), bar, fill=fill)
 
 
 def _drawable(text: str) -> str:
@@ -146,7 +149,7 @@ def _drawable(text: str) -> str:
     text = " ".join(unicodedata.normalize("NFC", text).split())
     return "".join(
         character
-        if character in _RAISED or character == _MINUS or (character.isprintable() and _font_with(character) >= 0)
+        if character in _RAISED or character == MINUS or (character.isprintable() and _font_with(character) >= 0)
         else character.encode("ascii", "backslashreplace").decode("ascii")
         if ord(character) > 127
         else repr(character)[1:-1]
@@ -156,7 +159,7 @@ def _drawable(text: str) -> str:
 
 def _font_with(text: str) -> int:
     """Return the number of the first font that has all characters of a text; -1 if none has."""
-    characters = {_RAISED.get(character, character) for character in text} - {_MINUS}
+    characters = {_RAISED.get(character, character) for character in text} - {MINUS}
     fonts = range(len(_font_files()))
     return next((index for index in fonts if all(_has(index, character) for character in characters)), -1)
 

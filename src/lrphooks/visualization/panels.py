@@ -134,7 +134,8 @@ def grid(
 
     """
     style = Style(pooling, percentile, limit, colours)
-    rows, captions = _rows(panels, titles, columns)
+    rows, in_rows = _rows(panels, columns)
+    captions = _captions(titles, rows, in_rows=in_rows)
     contents = [[_Content.of(panel, style) for panel in row] for row in rows]
     pooled = [content.pooled for row in contents for content in row if content.pooled is not None]
     shared = style.paint(pooled) if shared_scale and pooled else None
@@ -248,8 +249,8 @@ def frame(draw: ImageDraw.ImageDraw, corner: tuple[int, int], size: tuple[int, i
     draw.rectangle((x - 1, y - 1, x + size[0], y + size[1]), outline=_FRAME)
 
 
-def _rows(panels: Any, titles: Any, columns: int | None) -> tuple[list[list[Panel]], list[list[str]]]:
-    """Return panels and titles in rows of the same lengths."""
+def _rows(panels: Any, columns: int | None) -> tuple[list[list[Panel]], bool]:
+    """Return panels in rows, and whether they came so."""
     if isinstance(panels, (Tensor, np.ndarray)) and not _is_bytes(panels):
         values = floats(panels)
         if values.ndim != 4:
@@ -270,23 +271,28 @@ def _rows(panels: Any, titles: Any, columns: int | None) -> tuple[list[list[Pane
     if all(nested):
         if columns is not None:
             raise ValueError(f"columns={columns}, but the panels come in rows: give one flat list, or no columns.")
-        rows = [list(row) for row in panels]
-    else:
-        count = columns if columns is not None else min(5, math.ceil(math.sqrt(len(panels))))
-        if count < 1:
-            raise ValueError(f"columns must be at least 1, not {columns}")
-        rows = [list(panels[start : start + count]) for start in range(0, len(panels), count)]
-    if titles is None:
-        return rows, [[""] * len(row) for row in rows]
-    flat = [text for row in titles for text in ([row] if isinstance(row, str) else row)]
+        return [list(row) for row in panels], True
+    count = columns if columns is not None else min(5, math.ceil(math.sqrt(len(panels))))
+    if count < 1:
+        raise ValueError(f"columns must be at least 1, not {columns}")
+    return [list(panels[start : start + count]) for start in range(0, len(panels), count)], False
+
+
+def _captions(titles: Any, rows: list[list[Panel]], *, in_rows: bool) -> list[list[str]]:
+    """Return titles in rows as long as those of the panels."""
     lengths = [len(row) for row in rows]
-    if len(flat) != sum(lengths) or (all(nested) and any(isinstance(row, str) for row in titles) and len(rows) > 1):
+    if titles is None:
+        return [[""] * length for length in lengths]
+    given = [[row] if isinstance(row, str) else list(row) for row in titles]
+    flat = [text for row in given for text in row]
+    matches = [len(row) for row in given] == (lengths if in_rows else [1] * sum(lengths))
+    if not matches or any(isinstance(row, str) == in_rows for row in titles):
         raise ValueError(
             f"{len(flat)} titles for {sum(lengths)} panels: give one for each panel, in rows if the panels are in "
             "rows, '' where there is nothing to say."
         )
-    iterator = iter(flat)
-    return rows, [[next(iterator) for _ in row] for row in rows]
+    following = iter(flat)
+    return [[next(following) for _ in row] for row in rows]
 
 
 def _display_side(contents: list[list[_Content]], side: int) -> int:

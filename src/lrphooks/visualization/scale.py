@@ -36,12 +36,12 @@ class Paint:
     """A colour map stretched over [-limit, limit], or over [0, limit] if it has one side.
 
     limit: the absolute value that gets the full colour; 0 where there is no relevance at all.
-    clipped: whether values beyond it were seen; they get the full colour too.
+    seen: the least and the greatest value that the paint was made for; what lies beyond the limit gets the full colour.
     """
 
     colours: ColourMap
     limit: float
-    clipped: bool = False
+    seen: tuple[float, float] = (0.0, 0.0)
 
     def shares(self, values: ArrayLike) -> Floats:
         """Return values as shares of the limit, at most 1 in size; all 0 if the limit is."""
@@ -102,7 +102,7 @@ class Style:
         """Return the paint for values that share one scale."""
         colours = colour_map(self.colours, _COLOURS.get(self.pooling, "reds"))
         values = np.concatenate([part.ravel() for part in pooled])
-        least = float(values.min())
+        least, greatest = float(values.min()), float(values.max())
         if least < 0.0 and not colours.diverging:
             raise ValueError(
                 f"the colour map {colours.name!r} has one side, and there is relevance below zero (least "
@@ -111,7 +111,7 @@ class Style:
             )
         sizes = np.abs(values[values != 0.0])
         limit = self.limit if self.limit is not None else percentile_of(sizes, self.percentile)
-        return Paint(colours, limit, clipped=bool(sizes.size and sizes.max() > limit))
+        return Paint(colours, limit, seen=(least, greatest))
 
 
 def pool(relevance: Relevance, pooling: str = "sum") -> Floats:
