@@ -8,10 +8,13 @@ python -m benchmarks.zoo --only 'timm/*' --workers 4
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,6 +28,9 @@ from benchmarks.zoo.subjects import SOURCES, subjects
 from benchmarks.zoo.task import measured
 
 ROOT = Path(__file__).parents[2]
+
+#: Sources whose models fill a process; of others, so many measurements share one.
+LARGE, BATCH = ("timm", "torchvision"), 24
 
 
 def main() -> None:
@@ -73,36 +79,46 @@ def _wanted(sources: Any, patterns: list[str]) -> list[tuple[str, str]]:
 
 
 def _run(wanted: list[tuple[str, str]], results: Results, options: argparse.Namespace) -> None:
-    pool = Pool(options.seconds, options.gigabytes)
-    engine = _commit()
-    own = [Job(place, source, key, ("lrphooks",)) for place, (source, key) in enumerate(wanted)]
-    _measure(own, pool, engine, results, options)
+    own = [Job(place, source, key, "lrphooks") for place, (source, key) in enumerate(wanted)]
+    _measure(own, results, options)
     if options.peers:
         # The cheapest models first, so that a run that is stopped has the most.
         cheapest = sorted(own, key=lambda job: results.seconds(job.key))
-        _measure([replace(job, kinds=_peers(job.source)) for job in cheapest], pool, engine, results, options)
+        _measure([replace(job, kind=name) for job in cheapest for name in _peers(job.source)], results, options)
 
 
-def _measure(jobs: list[Job], pool: Pool, engine: str, results: Results, options: argparse.Namespace) -> None:
-    start = time.perf_counter()
-    missing = [
-        replace(job, kinds=kinds)
-        for job in jobs
-        if (kinds := tuple(k for k in job.kinds if not results.has(job.key, k, again=options.again)))
-    ]
-    with ThreadPoolExecutor(options.workers) as threads:
-        running = {threads.submit(pool.call, measured, job.source, job.key, list(job.kinds)): job for job in missing}
-        for number, future in enumerate(as_completed(running), 1):
-            job = running.pop(future)
-            for kind, result in zip(job.kinds, future.result(), strict=True):
-                row = {"key": job.key, "by": kind, "place": job.place, "engine": engine, **result}
+def _measure(jobs: list[Job], results: Results, options: argparse.Namespace) -> None:
+    missing = [job for job in jobs if not results.has(job.key, job.kind, again=options.again)]
+    pool = Pool(measured, options.seconds, options.gigabytes)
+    engine = _commit()
+    start, done, lock = time.perf_counter(), itertools.count(1), threading.Lock()
+
+    def work(batch: Sequence[Job]) -> None:
+        for job, result in zip(batch, pool.call([(j.source, j.key, j.kind) for j in batch]), strict=True):
+            row = {"key": job.key, "by": job.kind, "place": job.place, "engine": engine, **result}
+            with lock:
                 results.add(row)
                 passed = time.perf_counter() - start
-                print(f"{number}/{len(missing)} {passed:.0f}s {kind:9}{report.line(row)}", flush=True)
+                print(f"{next(done)}/{len(missing)} {passed:.0f}s {job.kind:9}{report.line(row)}", flush=True)
+
+    with ThreadPoolExecutor(options.workers) as threads:
+        for future in [threads.submit(work, batch) for batch in _batches(missing)]:
+            future.result()
 
 
-def _peers(source: str) -> tuple[str, ...]:
-    return tuple(name for name, peer in PEERS.items() if peer.serves(source))
+def _batches(jobs: list[Job]) -> Iterator[Sequence[Job]]:
+    """Yield jobs that may share a process: a few of small models, or all of one large model."""
+    for source, group in itertools.groupby(jobs, lambda job: job.source):
+        alike = list(group)
+        if source in LARGE:
+            for _, same in itertools.groupby(alike, lambda job: job.key):
+                yield list(same)
+        else:
+            yield from (alike[i : i + BATCH] for i in range(0, len(alike), BATCH))
+
+
+def _peers(source: str) -> Iterator[str]:
+    return (name for name, peer in PEERS.items() if peer.serves(source))
 
 
 def _commit() -> str:
@@ -113,12 +129,12 @@ def _commit() -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """Measurements to make: of which model, by which libraries; ``place`` is the model's among all rows."""
+    """One measurement to make: of which model, by which library; ``place`` is the model's among all rows."""
 
     place: int
     source: str
     key: str
-    kinds: tuple[str, ...]
+    kind: str
 
 
 class Results:

@@ -42,6 +42,7 @@ class Case:
     additive: a pattern for further parameters and buffers that add to activations, beside those known by name.
     rows: whether the first dimension of inputs and outputs counts rows.
     named: yields the model's parameters and buffers with telling names.
+    entries: what a composite needs in front of its own entries: rules for autograd functions of the model's own.
     """
 
     model: nn.Module
@@ -52,6 +53,7 @@ class Case:
     additive: str = ""
     rows: bool = True
     named: Callable[[nn.Module], Iterable[tuple[str, Tensor]]] = named_tensors
+    entries: tuple[tuple[Any, Any], ...] = ()
 
     def cast(self, dtype: torch.dtype) -> Case:
         """Return the case with model and inputs in another precision."""

@@ -19,7 +19,8 @@ from benchmarks.zoo.weights import perturb, remove_additive
 from lrphooks import audit
 from lrphooks.composite import Composite
 from lrphooks.composites import CPLRP, AttnLRP, EpsilonPlus
-from lrphooks.engine.errors import UnmatchedWarning
+from lrphooks.engine.errors import UnmatchedError, UnmatchedWarning
+from lrphooks.matching import describe as describe_matcher
 
 #: What the audit may leave unexplained.
 UNEXPLAINED = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -43,6 +44,7 @@ class Measurement:
     fallbacks: operations that no rule served.
     ratio: time of relevance over the time of the plain gradient, forward pass included.
     default: the error of the default composite, empty if it ran.
+    entries: what was put in front of every composite, as code; refused: the error without it.
     """
 
     key: str
@@ -60,6 +62,8 @@ class Measurement:
     ratio: float | None = None
     seconds: float | None = None
     default: str = ""
+    entries: list[str] = field(default_factory=list)
+    refused: str = ""
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,6 +93,7 @@ def _measure_double(case: Case, row: Measurement) -> None:
             _check_gradient(case)
         except NoGradientError:
             return
+        _refusal(case, row)
         row.unexplained = _unexplained(case, row)
         _default_composite(case, row)
         remove_additive(case)
@@ -118,9 +123,22 @@ def unmatched_in(row: Measurement) -> Iterator[None]:
             _once(row.fallbacks, message)
 
 
-def lenient(composite: Composite) -> Composite:
-    """Return the composite so that an operation without a rule is told of and keeps its gradient."""
-    return replace(composite, unmatched="warn")
+def lenient(composite: Composite, case: Case) -> Composite:
+    """Return the composite with the case's entries, and so that what has no rule is told of and keeps its gradient."""
+    return replace(composite, entries=(*case.entries, *composite.entries), unmatched="warn")
+
+
+def _refusal(case: Case, row: Measurement) -> None:
+    """Note what a composite says without the entries that the case needs."""
+    if not case.entries:
+        return
+    row.entries = [f"({describe_matcher(matcher)}, {rule!r})" for matcher, rule in case.entries]
+    try:
+        relevance(case, AttnLRP())
+    except UnmatchedError as error:
+        row.refused = describe(error)
+    else:
+        row.notes.append("the entries are not needed")
 
 
 #: Types of fewer digits than float64.
@@ -172,7 +190,7 @@ def _compare_forward(case: Case, row: Measurement) -> None:
     plain = case(inputs)
     with Rounding() as rounding:
         again = case(case.inputs())
-    with unmatched_in(row), lenient(AttnLRP()).context(case.model):
+    with unmatched_in(row), lenient(AttnLRP(), case).context(case.model):
         ruled = case(case.inputs())
     row.value = float(case.pick(plain, case.choose(plain)).detach())
     if rounding.found:
@@ -208,7 +226,7 @@ def relevance(case: Case, composite: Composite | None) -> tuple[Tensor, list[Ten
 
 def _conserved(case: Case, row: Measurement) -> float:
     with unmatched_in(row):
-        value, found = relevance(case, lenient(CPLRP(epsilon=0.0)))
+        value, found = relevance(case, lenient(CPLRP(epsilon=0.0), case))
     parts = [r for r in found if r is not None]
     if not parts:
         row.notes.append("no relevance reaches any input")
@@ -241,7 +259,7 @@ def _unexplained(case: Case, row: Measurement) -> float:
         return case.pick(list(tensors_of(case.outputs(output))), places)
 
     with unmatched_in(row):
-        found = audit(case.model, case.arguments, target, lenient(AttnLRP()), kwargs=case.keywords)
+        found = audit(case.model, case.arguments, target, lenient(AttnLRP(), case), kwargs=case.keywords)
     for name, count in found.hidden.items():
         _once(row.fallbacks, f"autograd function {name} ({count} times) is not seen")
     if found.unexplained > UNEXPLAINED[outputs[0].dtype]:
@@ -259,7 +277,7 @@ def _default_composite(case: Case, row: Measurement) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnmatchedWarning)
-            _, found = relevance(case, lenient(EpsilonPlus()))
+            _, found = relevance(case, lenient(EpsilonPlus(), case))
         if not all(bool(r.isfinite().all()) for r in found if r is not None):
             row.default = "not finite"
     except Exception as error:  # any error belongs in the row
@@ -273,7 +291,7 @@ def describe(error: BaseException) -> str:
 
 def _time(case: Case, row: Measurement) -> None:
     torch.set_flush_denormal(True)
-    composite = lenient(AttnLRP())
+    composite = lenient(AttnLRP(), case)
     ratios, plain = [], 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnmatchedWarning)

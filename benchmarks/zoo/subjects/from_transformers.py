@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from benchmarks.zoo.subjects import shim as _shim  # noqa: F401  (before transfo
 import transformers
 from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from lrphooks.rules import Gradient, Identity, Rule
 
 #: Types that build at a small size; written by ``transformers_types``.
 PATH = Path(__file__).with_name("transformers_types.json")
@@ -81,6 +84,13 @@ TWO_TOWERS = frozenset(
 TOKENS = r"(word_embeddings|embed_tokens|token_embedding|wte)\.weight$"
 #: Parameters of single types that add to activations.
 ADDED: dict[str, str] = dict.fromkeys(("inkling2_text", "inkling2_loop_text"), r"static_weight$")
+
+#: Rules for the autograd functions of single types, as lrphooks asks for them. BLOOM's is a GELU; that of YOSO is
+#: attention in one piece, whose inputs have no rule but the gradient that it defines.
+ENTRIES: dict[str, dict[str, Rule]] = {
+    "bloom": {"GeLUFunction": Identity()},
+    "yoso": {"YosoCumulation": Gradient()},
+}
 
 #: What some types need beside, or instead.
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -143,7 +153,9 @@ def build(name: str, kind: str) -> Case:
     explained = tuple(key for key, value in inputs.items() if value.is_floating_point())
     # Where images and words go into one stream, the words' embeddings are added to it.
     tokens = ADDED.get(name, "") if "input_ids" not in inputs or name in TWO_TOWERS else TOKENS
-    return Case(model, keywords=inputs, explained=explained, outputs=_tensor, additive=tokens)
+    module = sys.modules[type(model).__module__]
+    entries = tuple((getattr(module, function), rule) for function, rule in ENTRIES.get(name, {}).items())
+    return Case(model, keywords=inputs, explained=explained, outputs=_tensor, additive=tokens, entries=entries)
 
 
 def kinds(name: str) -> list[str]:

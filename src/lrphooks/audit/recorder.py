@@ -209,9 +209,9 @@ class Recorder(Observer):
             )
         )
 
-    def passed(self, run: Run, a: Tensor, output: Tensor, link: Tensor, *, linked: bool) -> None:
+    def passed(self, run: Run, rule: Rule, a: Tensor, output: Tensor, link: Tensor, *, linked: bool) -> None:
         """Record relevance that goes past what the model computes."""
-        record = self.begin(run, "pass", Pass())
+        record = self.begin(run, "pass", rule)
         record.handed, self._waiting = self._waiting, []
         flow = Flow(output.detach().clone())
         flow.watch(output)

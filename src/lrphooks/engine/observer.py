@@ -44,7 +44,7 @@ class Observer(ABC):
         """
 
     @abstractmethod
-    def passed(self, run: Run, a: Tensor, output: Tensor, link: Tensor, *, linked: bool) -> None:
+    def passed(self, run: Run, rule: Rule, a: Tensor, output: Tensor, link: Tensor, *, linked: bool) -> None:
         """Note relevance that goes from ``output`` straight to ``a``."""
 
     @abstractmethod

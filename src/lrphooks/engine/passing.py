@@ -14,9 +14,17 @@ from lrphooks.engine import containers, notes
 from lrphooks.engine.call import replace_tensors
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.nodes import PassNode, ScaleNode
+from lrphooks.rules.base import Rule
+from lrphooks.rules.operation import Pass
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
+
+
+_PASS = Pass()
+
+#: Sets a node that hands relevance from an output to a source, and returns the output and its link.
+Node = Callable[["Run", Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +61,26 @@ def enter(run: Run, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any
     return args, kwargs, Source.of(run, held, carrier.clone())
 
 
-def passed(run: Run, source: Source, output: Any, where: str) -> Tensor:
+def passed(
+    run: Run, source: Source, output: Any, where: str, rule: Rule = _PASS, node: Node = PassNode.apply
+) -> Tensor:
     """Return a value whose relevance goes to the source, of the same shape, as it is."""
     a = source.tensor
     if not isinstance(output, Tensor) or output.shape != a.shape:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise LRPError(
-            f"Pass() on {where} needs an output of the input's shape {tuple(a.shape)}, got {found}. Give its "
+            f"{rule!r} on {where} needs an output of the input's shape {tuple(a.shape)}, got {found}. Give its "
             "operations rules instead."
         )
     link_in = None if source.link is None else source.link()
     if run.observer is not None and run.watched:
         a = run.observer.probe(run, a)
         link_in = None if link_in is None else run.observer.probe(run, link_in, as_relevance=True)
-    out, link = PassNode.apply(run, a, source.values, output, link_in)
+    out, link = node(run, a, source.values, output, link_in)
     notes.write(out, run, link=lambda: link)
     if run.observer is not None and run.watched:
-        run.observer.passed(run, source.values, out, link, linked=link_in is not None)
-    return out  # type: ignore[no-any-return]
+        run.observer.passed(run, rule, source.values, out, link, linked=link_in is not None)
+    return out
 
 
 def through(run: Run, a: Tensor, output: Any) -> Tensor:

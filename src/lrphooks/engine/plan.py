@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lrphooks import matching
 from lrphooks.assignment import assign, is_linear_layer
 from lrphooks.engine.errors import UnmatchedError, UnmatchedWarning
-from lrphooks.engine.serving import check_entries, serves
+from lrphooks.engine.serving import FUNCTION, check_entries, serves
 from lrphooks.operations import Operation
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
@@ -123,7 +123,12 @@ class Plan:
     def function_rule(self, function: type[Function]) -> Rule | None:
         """Return the rule that the composite gives an autograd function of the model's own, or None."""
         return next(
-            (rule for matcher, rule in self.composite.entries if matching.matches_function(matcher, function)), None
+            (
+                rule
+                for matcher, rule in self.composite.entries
+                if isinstance(rule, FUNCTION) and matching.matches_function(matcher, function)
+            ),
+            None,
         )
 
     def operation_rule(self, operation: Operation, frames: Sequence[Frame]) -> Rule | None:

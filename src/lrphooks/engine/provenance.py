@@ -36,10 +36,12 @@ class Provenance:
 
     def leads(self, tensor: Tensor) -> bool:
         """Whether a tensor was computed from the explained input, by operations seen or not."""
-        if tensor.grad_fn is None:
-            return False
-        found = self._known(tensor.grad_fn)
-        return self._walk(tensor.grad_fn) if found is None else found
+        return tensor.grad_fn is not None and self.reaches(tensor.grad_fn)
+
+    def reaches(self, node: Any) -> bool:
+        """Whether the graph behind a node leads to the explained input."""
+        found = self._known(node)
+        return self._walk(node) if found is None else found
 
     def _known(self, node: Any) -> bool | None:
         entry = node.metadata.get(_KEY)
@@ -79,11 +81,27 @@ _TRANSPARENT = ("lrphooks.", "torch.nn.modules._functions", "torch.nn.parallel."
 
 def made_by_function(tensor: Tensor) -> type[Function] | None:
     """Return the autograd function of the model's own that made a tensor, out of sight of the function mode."""
-    node: Any = tensor.grad_fn
+    return function_of(made_at(tensor)[0])
+
+
+def function_of(node: Any) -> type[Function] | None:
+    """Return the autograd function of the model's own whose node this is, or None."""
     if not isinstance(node, BackwardCFunction):
         return None
     made: type[Function] | None = getattr(node, "_forward_cls", None)
     return None if made is None or made.__module__.startswith(_TRANSPARENT) else made
+
+
+def made_at(tensor: Tensor) -> tuple[Any, int]:
+    """Return the place in the graph where a tensor was made, before the backward hooks of modules wrapped it."""
+    return past_hooks(tensor.grad_fn, tensor.output_nr)
+
+
+def past_hooks(node: Any, number: int) -> tuple[Any, int]:
+    """Return the place in the graph before the nodes that torch puts where a module has backward hooks."""
+    while type(node).__name__ == "BackwardHookFunctionBackward":
+        node, number = node.next_functions[number]
+    return node, number
 
 
 def behind(tensor: Tensor, name: str) -> bool:

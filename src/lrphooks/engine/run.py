@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lrphooks.engine import containers, linear, notes, passing
+from lrphooks.engine import containers, functions, linear, notes, passing
 from lrphooks.engine.cache import WeightCache
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint
@@ -31,8 +31,6 @@ from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Normalize, Pass
 
 if TYPE_CHECKING:
-    from torch.autograd.function import Function
-
     from lrphooks.engine.observer import Observer
     from lrphooks.engine.plan import Plan
     from lrphooks.engine.session import Session
@@ -118,7 +116,7 @@ class Run:
         """Return an output of the model as the user is to see it."""
         function = made_by_function(output) if notes.read(output, self) is None else None
         if function is not None and self.provenance.leads(output):
-            self._hidden(output, function)
+            functions.serve(self, output, function)
         note = notes.read(output, self)
         stopped = note is not None and note.constant == "stopped"
         settled = self.settled(output)
@@ -272,7 +270,7 @@ class Run:
             note = None if tensor.is_leaf else notes.read(tensor, self)
             kind = "parameter" if tensor.is_leaf else self._constant_kind(tensor, note)
             if note is None and not kind and (function := made_by_function(tensor)) is not None:
-                kind = self._hidden(tensor, function)
+                kind = functions.serve(self, tensor, function)
             if kind:
                 constants.append(tensor)
                 stopped = stopped or kind == "stopped"
@@ -289,18 +287,6 @@ class Run:
                 if tensor.requires_grad and not tensor.is_leaf:
                     notes.write(tensor, self, constant="stopped" if stopped else "parameter")
         return out
-
-    def _hidden(self, tensor: Tensor, function: type[Function]) -> notes.Constant:
-        """Tell of a result of an autograd function of the model's own, which keeps the gradient that it computes."""
-        rule = self.plan.function_rule(function)
-        if isinstance(rule, Constant):
-            stop(self, (tensor,))
-            return "stopped"
-        if rule is None:
-            reason = "what it computes cannot be seen, and it keeps the gradient that it defines"
-            report(self, f"autograd function {function.__name__}", reason, function.__name__, [tuple(tensor.shape)])
-        notes.write(tensor, self)
-        return ""
 
     def _settle(self, call: Call, waiting: list[tuple[Tensor, LayerCall]]) -> Call:
         """Set the rules of the layers that made the operands, now that their consumer is known."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch.autograd import Function
+
 from lrphooks import matching
 from lrphooks.engine.weighted import OPERATIONS
 from lrphooks.operations import Kind, Operation, classify, names
@@ -51,6 +53,9 @@ SERVED: dict[Kind, tuple[type[Rule], ...]] = {
     "linear": (LinearRule, InputRule, Pass),
 }
 
+#: The rules that an autograd function of the model's own can have.
+FUNCTION: tuple[type[Rule], ...] = (Gradient, Constant, *_ELEMENTWISE)
+
 
 def serves(rule: Rule, operation: Operation) -> bool:
     """Whether an operation can have a rule."""
@@ -79,6 +84,11 @@ def check_entries(composite: Composite) -> None:
                     f"Entry {index} of the composite, ({matching.describe(matcher)}, {rule!r}), is for the first "
                     f"executed {others[0]}, but First() counts linear layers alone. Name the module instead."
                 )
+        if isinstance(matcher, type) and issubclass(matcher, Function) and not isinstance(rule, FUNCTION):
+            raise TypeError(
+                f"{rule!r} cannot serve autograd function {matcher.__name__}, which entry {index} of the composite "
+                f"gives it to. The rules that can are {', '.join(kind.__name__ for kind in FUNCTION)}."
+            )
         operations = [classify(name) for name in matching.operation_names(matcher)]
         if not operations or any(serves(rule, operation) for operation in operations):
             continue
