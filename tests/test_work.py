@@ -150,11 +150,11 @@ def test_a_residual_block():
 @pytest.mark.parametrize("layer", ["conv", "grouped conv", "transposed conv", "conv of one dimension"])
 @pytest.mark.parametrize("rule", FLOORS)
 def test_saved_tensors_of_a_layer(rule, layer, known):
-    """LRP-0 none, the others one: their factor. The model keeps its input once, to turn the gradient into relevance."""
+    """LRP-0 none, others their factor, alpha-beta on inputs of any sign two. The input is kept once, for R = a G."""
     made, _ = FLOORS[rule]
     model, x = single(layer, known=known, relu=True)
     more = cost(model, x, every_layer(made)).saved - cost(model, x).saved
-    assert more == 1 + {"LRP-0": 0, "AlphaBeta": 2}.get(rule, 1)
+    assert more == 1 + {"LRP-0": 0, "AlphaBeta": 1 if known else 2}.get(rule, 1)
 
 
 @pytest.mark.parametrize("rule", FLOORS)
@@ -164,7 +164,7 @@ def test_a_merged_norm_saves_what_its_rule_needs(rule):
     model, x = single("conv and norm", known=True, relu=True)
     more = cost(model, x, every_layer(made)).saved - cost(model, x).saved
     # torch keeps the input of a BatchNorm, and two empty tensors for what training would save.
-    assert more <= {"LRP-0": -1, "AlphaBeta": 1}.get(rule, 0)
+    assert more <= {"LRP-0": -1}.get(rule, 0)
 
 
 @pytest.mark.parametrize("name", ["AttnLRP", "CPLRP"])
@@ -222,7 +222,7 @@ PASSES = {
     "Epsilon": (Epsilon(), 4, 4),
     "ZPlus": (ZPlus(), 10, 2),
     "Gamma": (Gamma(), 10, 4),
-    "AlphaBeta": (AlphaBeta(2, 1), 19, 11),
+    "AlphaBeta": (AlphaBeta(2, 1), 19, 7),
 }
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lrphooks.engine.nodes import _sum, absent, alias, per_input, zero_link
-from lrphooks.layers.layer import Layer, Route, WeightForm
+from lrphooks.layers.layer import Factor, Layer, Route, WeightForm
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
 
@@ -53,8 +54,8 @@ class RuleNode(Function):
         else:
             layer = call.layer(z, tensors, relu_follows=relu_follows, cached=True)
             factors = call.rule.factors(layer)
-            ctx.routes = tuple(factor.routes for factor in factors)
-            ctx.modified = _modified_weights(layer, call, ctx.routes)
+            ctx.forms = tuple((factor.routes, factor.split) for factor in factors)
+            ctx.modified = _modified_weights(layer, call, tuple(factor.routes for factor in factors))
             ctx.save_for_backward(*(factor.values for factor in factors), *tensors)
         return z if in_place else alias(z), zero_link(z)
 
@@ -84,7 +85,8 @@ class RuleNode(Function):
             shares, modified = _anew(call, gradient, relevance, tensors, relu_follows=bool(ctx.relu_follows))
         else:
             assert gradient is not None
-            direct = _returned(call, tensors[0], gradient, zip(factors, ctx.routes, strict=True), ctx.modified)
+            kept = [Factor(values, *form) for values, form in zip(factors, ctx.forms, strict=True)]
+            direct = _returned(call, tensors[0], gradient, kept, ctx.modified)
             return *unused, None, None, direct, *nothing[1:]
         return *unused, None, None, _distribute(call, tensors[0], shares, modified), *nothing[1:]
 
@@ -122,15 +124,15 @@ def _returned(
     call: LayerCall,
     a: Tensor,
     gradient: Tensor,
-    factors: Iterable[tuple[Tensor, tuple[Route, ...]]],
+    kept: Iterable[Factor],
     modified: dict[WeightForm, Tensor],
 ) -> Tensor | None:
     """Return the modified gradient at the layer's input, from kept factors and without autograd."""
     parts: dict[WeightForm, tuple[Tensor, float]] = {}
-    for factor, routes in factors:
-        one_sign = any(route.signed for route in routes)
-        for route in routes:
-            part = gradient * (factor.abs() if one_sign and not route.signed else factor)
+    for factor in chain.from_iterable((each,) if each.split is None else each.split(each.values) for each in kept):
+        one_sign = any(route.signed for route in factor.routes)
+        for route in factor.routes:
+            part = gradient * (factor.values.abs() if one_sign and not route.signed else factor.values)
             if route.weight in parts:
                 before, scale = parts[route.weight]
                 parts[route.weight] = torch.add(before * scale, part, alpha=route.scale), 1.0

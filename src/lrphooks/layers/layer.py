@@ -21,8 +21,8 @@ class Route:
 
     ``plain`` is the layer's own weight, served by the gradient that autograd computes anyway. ``absolute`` is
     ``sign(a) * |w|^T``. ``agreeing`` is ``(w^+)^T`` where a is positive and ``(w^-)^T`` where it is negative, by the
-    forms ``positive`` and ``negative`` of the weight. ``positive`` alone and ``raised``, ``w + gamma * w^+``, are for
-    inputs that are not negative. With ``signed`` the scale carries the sign of the output.
+    forms ``positive`` and ``negative`` of the weight. Each of these alone and ``raised``, ``w + gamma * w^+``, are
+    for inputs that are not negative. With ``signed`` the scale carries the sign of the output.
     """
 
     weight: WeightForm
@@ -66,10 +66,12 @@ class Factor:
     """What the modified gradient is multiplied by before it takes its routes, for each output.
 
     Where a route is signed, the values have the sign of the output; the factor of the other routes is their size.
+    Values from which several factors follow are kept as one: ``split`` makes the factors of them.
     """
 
     values: Tensor
     routes: tuple[Route, ...]
+    split: Callable[[Tensor], tuple[Factor, ...]] | None = None
 
     @classmethod
     def of(cls, output: Tensor, term: Term) -> Factor:

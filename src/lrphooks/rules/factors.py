@@ -9,6 +9,8 @@ With U = |w| |a| + |b|, twice the positive part P + b^+ is U + z and twice the n
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -62,16 +64,12 @@ def zplus(layer: Layer, shift: float) -> tuple[Factor, ...]:
 
 
 def alpha_beta(layer: Layer, alpha: float, beta: float, shift: float) -> tuple[Factor, ...]:
-    """Return one factor for each form of the weight, both parts of the rule together."""
-    z, bias = layer.output, layer.bias
+    """Return z / (P + b^+), from which the factors of both parts follow, or one factor for each form of the weight."""
+    z = layer.output
     if layer.input_nonnegative:
-        rising = layer.apply("positive", bias=layer.offset(None if bias is None else bias.clamp(min=0), shift))
-        falling = rising - z
-        empty = _empty(falling, rising, shift)
-        _scaled(torch.div(z, falling, out=falling), beta).masked_fill_(empty, 0)
-        # The positive part needs no care: where it is 0, so are all weights that would return by it.
-        _scaled(torch.div(z, rising, out=rising), alpha).sub_(falling)
-        return Factor(rising, (Route("positive", 1.0),)), Factor(falling, (Route("plain", 1.0),))
+        (whole,) = zplus(layer, shift)
+        routes = Route("positive", alpha), Route("negative", beta)
+        return (Factor(whole.values, routes, partial(_both_parts, routes)),)
     sizes = _sizes(layer, 2 * shift)
     rising, falling = sizes + z, sizes - z
     none_rise, none_fall = _empty(rising, sizes, 2 * shift), _empty(falling, sizes, 2 * shift)
@@ -79,6 +77,17 @@ def alpha_beta(layer: Layer, alpha: float, beta: float, shift: float) -> tuple[F
     _scaled(torch.div(z, falling, out=falling), beta).masked_fill_(none_fall, 0)
     absolute = torch.sub(rising, falling, out=sizes)
     return Factor(rising.add_(falling), (Route("plain", 1.0),)), Factor(absolute, (Route("absolute", 1.0),))
+
+
+def _both_parts(routes: tuple[Route, Route], rising: Tensor) -> tuple[Factor, ...]:
+    """Return r = z / P and z / (P - z) = r / (1 - r), biases and stabilizer in P.
+
+    Either part needs no care where it is 0, since so are all contributions that would return by it. Where the second
+    is only rounding of the first, it counts as large as that, so that nothing is returned many times over.
+    """
+    falling = (1 - rising).clamp_(min=ULPS * torch.finfo(rising.dtype).eps)
+    torch.div(rising, falling, out=falling)
+    return Factor(rising, routes[:1]), Factor(falling, routes[1:])
 
 
 def _sizes(layer: Layer, shift: float) -> Tensor:

@@ -247,7 +247,7 @@ class AlphaBeta(LinearRule):
             positive = layer.apply("positive")
             negative = _remainder(linear, positive)
             up: tuple[Route, ...] = (Route("positive", alpha),)
-            down = (Route("plain", -beta), Route("positive", beta))
+            down: tuple[Route, ...] = (Route("negative", -beta),)
         else:
             total = layer.apply("absolute")
             positive, negative = _positive(linear, total), _negative(linear, total)
