@@ -1,0 +1,98 @@
+"""Many pictures: read, explained several at a time, drawn and written, each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from torch import Tensor
+
+from lrphooks.cli import pictures
+from lrphooks.cli.command import CommandError
+from lrphooks.cli.drawing import draw
+from lrphooks.cli.explaining import Explainer, Explanation
+from lrphooks.cli.results import Record, Store
+
+
+@final
+@dataclass(frozen=True)
+class _Waiting:
+    """A picture that was read and waits for the network."""
+
+    picture: Path
+    output: Path
+    x: Tensor
+    notes: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Batch:
+    """Explains pictures and writes what it finds, ``size`` of them in one pass of the network."""
+
+    explainer: Explainer
+    store: Store
+    method: str
+    size: int
+
+    def run(self, tasks: Iterable[tuple[Path, Path]]) -> Iterator[Record]:
+        """Yield what became of each picture and its output, in order; one that fails does not stop the others.
+
+        Raises
+        ------
+        CommandError
+            If no picture could be explained so: the model has no such target, or the composite cannot serve it.
+        """
+        queue: list[Record | _Waiting] = []
+        for picture, output in tasks:
+            queue.append(self._begun(picture, output))
+            if sum(isinstance(each, _Waiting) for each in queue) == self.size or isinstance(queue[0], Record):
+                yield from self._finished(queue)
+                queue = []
+        yield from self._finished(queue)
+
+    def _begun(self, picture: Path, output: Path) -> Record | _Waiting:
+        try:
+            # What cannot be read at all has its own message.
+            kept = self.store.kept(picture, output) if picture.is_file() else None
+            if kept is not None:
+                return kept
+            read = pictures.read(picture)
+            try:
+                x = self.explainer.model.prepare(read.image)
+            except ValueError as error:
+                raise CommandError(f"{picture}: {error}") from error
+        except CommandError as error:
+            return _failed(picture, str(error))
+        return _Waiting(picture, output, x, read.notes)
+
+    def _finished(self, queue: list[Record | _Waiting]) -> Iterator[Record]:
+        waiting = [each for each in queue if isinstance(each, _Waiting)]
+        found = iter(self.explainer.explain([each.x for each in waiting]) if waiting else ())
+        for each in queue:
+            yield each if isinstance(each, Record) else self._record(each, next(found))
+
+    def _record(self, task: _Waiting, found: Explanation | CommandError) -> Record:
+        if isinstance(found, CommandError):
+            return _failed(task.picture, f"{task.picture}: {found}")
+        record = Record(
+            str(task.picture),
+            "explained",
+            str(task.output),
+            str(found.prediction),
+            tuple(found.prediction.to_dict()),
+            found.explained,
+            task.notes,
+        )
+        try:
+            drawing = draw(self.explainer.model, task.x, found, self.method)
+            self.store.write(drawing, record, task.picture, task.output)
+        except (CommandError, ValueError) as error:
+            return _failed(task.picture, str(error))
+        return record
+
+
+def _failed(picture: Path, error: str) -> Record:
+    return Record(str(picture), "failed", error=error)

@@ -1,0 +1,75 @@
+"""``lrphooks compare``: one picture, one class, several composites."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lrphooks.cli import arguments, inputs, reporting
+from lrphooks.cli.command import SUCCESS, Command, CommandError
+from lrphooks.cli.drawing import draw_methods
+from lrphooks.cli.explaining import Explainer
+from lrphooks.cli.inputs import COMPARISON
+from lrphooks.cli.methods import Method, method
+from lrphooks.cli.results import save
+from lrphooks.cli.subject import add_picture, subject_of
+
+DEFAULTS = ("EpsilonPlus", "EpsilonPlusFlat", "EpsilonGammaBox", "EpsilonAlpha2Beta1Flat", "AttnLRP")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    add_picture(parser)
+    parser.add_argument(
+        "--composite",
+        type=arguments.method_argument,
+        action="append",
+        dest="composites",
+        metavar="NAME",
+        help=f"the rules; give it for each composite to compare; default: {', '.join(DEFAULTS)}",
+    )
+    arguments.add_target(parser, several=False)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="PLACE",
+        help=f"a folder, or the name of one PNG; default: NAME{COMPARISON} beside the picture NAME",
+    )
+    arguments.add_model(parser)
+
+
+def _run(options: argparse.Namespace) -> int:
+    subject = subject_of(options)
+    output = inputs.one_output(subject.path, options.output, COMPARISON, packaged=not options.image)
+    methods: list[Method] = options.composites or [method(name) for name in DEFAULTS]
+    found = []
+    for each in methods:
+        explainer = Explainer(subject.model, each.make(subject.model), str(subject.target), subject.x.device)
+        explanation = explainer.explain([subject.x])[0]
+        if isinstance(explanation, CommandError):
+            raise CommandError(f"{each.text}: {explanation}")
+        found.append(explanation)
+    save(draw_methods(subject.model, subject.x, found, [each.text for each in methods]), output)
+    for line in subject.lines(options):
+        print(line)
+    rows = [("composite", "Σ R", "absorbed")]
+    for each, explanation in zip(methods, found, strict=True):
+        (explained,) = explanation.explained
+        absorbed = "undefined" if explained.absorbed is None else f"{explained.absorbed:.5g}"
+        rows.append((each.text, f"{explained.relevance:.5g}", absorbed))
+    print(reporting.field("f(x)", f"{found[0].explained[0].output:.6g}"))
+    print()
+    for line in reporting.table(rows):
+        print(line)
+    print()
+    print(reporting.field("written", str(output)))
+    return SUCCESS
+
+
+COMMAND = Command(
+    "compare",
+    help="draw the relevance of one picture by several composites",
+    description="Explain one class of one picture by several composites, and draw them side by side as one PNG, each "
+    "on a scale of its own.",
+    arguments=_arguments,
+    run=_run,
+)

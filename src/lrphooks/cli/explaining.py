@@ -1,0 +1,95 @@
+"""Explains pictures, several in one pass of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lrphooks import Composite, LRPError, UnmatchedError, lrp_targets
+from lrphooks.cli.command import CommandError, UsageError
+from lrphooks.cli.predictions import Prediction, predict, targets_of
+from lrphooks.cli.results import Explained
+from lrphooks.models import PictureModel
+
+
+@final
+@dataclass(frozen=True)
+class Explanation:
+    """What was found for one picture: the prediction, and each explained class with its relevance, (C, H, W)."""
+
+    prediction: Prediction
+    explained: tuple[Explained, ...]
+    relevance: tuple[Tensor, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Explainer:
+    """A model, how to explain it, and which of its outputs.
+
+    target: as it is given on the command line. device: where the network is.
+    """
+
+    model: PictureModel
+    composite: Composite
+    target: str | None
+    device: torch.device
+
+    def explain(self, inputs: Sequence[Tensor]) -> list[Explanation | CommandError]:
+        """Return for each input, shape (1, C, H, W), what was found, or why nothing was.
+
+        Where the pictures cannot be explained together, each is explained by itself, so that one does not spoil the
+        others.
+
+        Raises
+        ------
+        CommandError
+            If it is not the picture's fault: the model has no such target, or the composite cannot serve it.
+        """
+        try:
+            return list(self._together(inputs))
+        except UsageError:
+            raise
+        except UnmatchedError as error:
+            raise CommandError(str(error)) from error
+        except (CommandError, LRPError, ValueError, TypeError, RuntimeError) as error:
+            if len(inputs) > 1:
+                return [found for x in inputs for found in self.explain([x])]
+            failure = error if isinstance(error, CommandError) else CommandError(_reason(error))
+            return [failure]
+
+    def _together(self, inputs: Sequence[Tensor]) -> list[Explanation]:
+        x = torch.cat([*inputs]).to(self.device)
+        rows = self.model.rows or len(x)
+        if rows > len(x):
+            # The network takes this many rows and no other number: the last picture fills them up.
+            x = torch.cat((x, x[-1:].expand(rows - len(x), -1, -1, -1)))
+        predictions = predict(self.model, x)
+        targets = [targets_of(self.target, prediction) for prediction in predictions]
+        columns = [torch.tensor(column, device=self.device) for column in zip(*targets, strict=True)]
+        found = lrp_targets(self.model.network, x, columns, self.composite)
+        return [
+            self._explanation(prediction, chosen, [relevance[row].detach().cpu() for relevance in found])
+            for row, (prediction, chosen) in enumerate(zip(predictions[: len(inputs)], targets, strict=False))
+        ]
+
+    def _explanation(self, prediction: Prediction, targets: list[int], relevance: list[Tensor]) -> Explanation:
+        explained = []
+        for target, values in zip(targets, relevance, strict=True):
+            # In float64: float32 terms would round the sum.
+            output, total = float(prediction.outputs[target]), float(values.double().sum())
+            absorbed = output - total if self.composite.attribution == "relevance" else None
+            explained.append(Explained(target, prediction.describe(target), output, total, absorbed))
+        return Explanation(prediction, tuple(explained), tuple(relevance))
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    if "out of memory" in text or "can't allocate memory" in text:
+        return f"there is not enough memory: give a smaller --batch-size, or a smaller --size. ({text.splitlines()[0]})"
+    # The network's own errors name their type, those of lrphooks are sentences.
+    return text if isinstance(error, LRPError | ValueError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,74 @@
+"""``lrphooks models``: what can be named as a model, and whether it can be used here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from lrphooks.cli import reporting
+from lrphooks.cli.command import SUCCESS, Command, CommandError
+from lrphooks.models import SOURCES, search
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "pattern",
+        nargs="?",
+        metavar="PATTERN",
+        help="list the models whose names match, such as 'timm:*' or '*resnet*'; default: where models come from",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _sources(options) if options.pattern is None else _search(options)
+
+
+def _sources(options: argparse.Namespace) -> int:
+    if options.json:
+        listed = [
+            {"form": source.form, "about": source.about, "needs": source.needs or None, "missing": source.missing()}
+            for source in SOURCES
+        ]
+        print(json.dumps(listed, indent=2))
+        return SUCCESS
+    missing = {source.form: source.missing() for source in SOURCES}
+    rows = [("--model", "what it is", "needs", "here")]
+    rows += [(s.form, s.about, s.needs or "nothing", "no" if missing[s.form] else "yes") for s in SOURCES]
+    for line in reporting.table(rows):
+        print(line)
+    for reason in dict.fromkeys(reason for reason in missing.values() if reason):
+        print()
+        for line in reporting.paragraph(reason):
+            print(line)
+    print()
+    for line in reporting.paragraph("lrphooks models 'torchvision:*' lists names; so does any other pattern."):
+        print(line)
+    return SUCCESS
+
+
+def _search(options: argparse.Namespace) -> int:
+    missing = {source: source.missing() for source in SOURCES}
+    found = [name for source in SOURCES if missing[source] is None for name in search(source, options.pattern)]
+    unsearched = [reason for reason in missing.values() if reason is not None]
+    if not found:
+        more = f" Some could not be searched. {' '.join(unsearched)}" if unsearched else ""
+        raise CommandError(f"no model's name matches {options.pattern}: try '*{options.pattern.strip('*')}*'.{more}")
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print("\n".join(found))
+        for reason in unsearched:
+            print(f"lrphooks: not searched: {reason}", file=sys.stderr)
+    return SUCCESS
+
+
+COMMAND = Command(
+    "models",
+    help="list the models that can be named",
+    description="List what --model can name, which extra each needs and whether it can be used here; or, with a "
+    "pattern, the names that match.",
+    arguments=_arguments,
+    run=_run,
+)

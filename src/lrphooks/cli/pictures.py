@@ -1,0 +1,127 @@
+"""Reads picture files of all sorts as what they show, or says why it cannot."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lrphooks.cli.command import CommandError
+from lrphooks.digits.data import on_white
+
+#: More pixels than this are taken for an accident or an attack: it is what Pillow refuses by itself.
+MOST_PIXELS = 178_956_970
+
+
+@final
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it looks: upright, in 8 bits a channel, grey (mode L) or coloured (RGB), on white.
+
+    notes: what was done to it, and what was left out.
+    """
+
+    image: Image.Image
+    notes: tuple[str, ...]
+
+
+def read(path: Path) -> Picture:
+    """Read a picture file.
+
+    Raises
+    ------
+    CommandError
+        If it is not there, no picture, broken, too large, or of a form whose black and white are not known.
+    """
+    if path.is_dir():
+        raise CommandError(f"{path} is a folder, not a picture.")
+    if not path.exists():
+        raise CommandError(f"there is no picture file {path}: check the path.")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of half of what is too much here, and of faults that do not change what is seen.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as opened:
+                return _upright(opened, path)
+    except Image.DecompressionBombError as error:
+        raise CommandError(
+            f"{path} has more than {MOST_PIXELS // 1_000_000} million pixels, which would fill the memory: {error} "
+            "Make it smaller first."
+        ) from error
+    except MemoryError as error:
+        raise CommandError(f"{path} does not fit into the memory: make it smaller first.") from error
+    except CommandError:
+        raise
+    # Pillow reports broken files with whatever the reader of the format stumbles over.
+    except Exception as error:
+        raise CommandError(
+            f"{path} could not be read as a picture: {_reason(error, path)}. Give a PNG, a JPEG or another "
+            "format that Pillow reads, and check that the file is whole."
+        ) from error
+
+
+def _reason(error: Exception, path: Path) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        if path.stat().st_size == 0:
+            return "the file is empty"
+        return "what is in it is no picture that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return (str(error) or type(error).__name__).replace(str(path), "the file").rstrip(".")
+
+
+def _upright(opened: Image.Image, path: Path) -> Picture:
+    if opened.width * opened.height > MOST_PIXELS:
+        raise Image.DecompressionBombError(f"it is {opened.width} x {opened.height}.")
+    notes = []
+    frames = getattr(opened, "n_frames", 1)
+    if frames > 1:
+        notes.append(f"the first of {frames} frames")
+    opened.load()
+    image = opened
+    try:
+        turned = opened.getexif().get(0x0112, 1) not in (0, 1)
+        # Cameras store a turned photograph with a note of how to hold it.
+        image = ImageOps.exif_transpose(opened)
+        if turned:
+            notes.append("turned upright")
+    # Notes of cameras and editors are broken in as many ways as files are.
+    except Exception:  # noqa: BLE001
+        notes.append("its EXIF notes are broken and were left out")
+    image, deep = _shallow(image, path)
+    if deep:
+        notes.append(deep)
+    if image.has_transparency_data:
+        notes.append("transparent parts on white")
+        image = on_white(image)
+    if image.mode not in ("L", "RGB"):
+        notes += {"CMYK": ["CMYK as RGB, without its colour profile"], "LAB": ["Lab as RGB"]}.get(image.mode, [])
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    return Picture(image, tuple(notes))
+
+
+def _shallow(image: Image.Image, path: Path) -> tuple[Image.Image, str]:
+    """Return a picture of more than 8 bits a pixel with 8, and what was done."""
+    if not image.mode.startswith(("I", "F")):
+        return image, ""
+    values = np.asarray(image)
+    if image.mode == "F":
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0.0 and high <= 1.0):
+            raise CommandError(
+                f"{path} has fractions from {low:g} to {high:g} as pixels, so what is black and white is not known. "
+                "Save it with values from 0 to 1, or with 8 bits."
+            )
+        return Image.fromarray((values * 255).round().astype(np.uint8)), "fractions from 0 to 1 as 8 bits"
+    values = values.astype(np.int64)
+    # A PNG has no integers of more than 16 bits, whatever mode it is opened with.
+    if image.mode == "I" and image.format not in (None, "PNG") and not 0 <= values.min() <= values.max() <= 65535:
+        raise CommandError(
+            f"{path} has 32 bits a pixel, from {values.min()} to {values.max()}, so what is black and white is not "
+            "known. Save it with 8 or 16 bits."
+        )
+    return Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8)), "16 bits a pixel as 8"

@@ -1,0 +1,69 @@
+"""What commands print of a picture and its explanation."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from lrphooks import Composite
+from lrphooks.cli.results import Explained
+from lrphooks.models import PictureModel
+from lrphooks.models.packaged import DIGITS, PACKAGED
+
+WIDTH = 80
+_COLUMN = 12
+
+
+def field(name: str, value: str) -> str:
+    """Return a name and its value as a line."""
+    return f"{name:<{_COLUMN}}{value}"
+
+
+def of_model(model: PictureModel, name: str) -> list[str]:
+    """Return which model it is, where its weights are from, and what is done to pictures; the packaged one needs none.
+
+    ``name`` is what was given as --model.
+    """
+    if name == DIGITS and model.notes == PACKAGED:
+        return []
+    return [
+        field("model", name),
+        *(field("weights", note) for note in model.notes),
+        field("prepared", str(model.preparation)),
+    ]
+
+
+def of_composite(text: str, composite: Composite) -> str:
+    """Return what a method is in full."""
+    return field("composite", f"{text}: {composite!r}")
+
+
+def of_explained(each: Explained) -> list[str]:
+    """Return the amounts of an explained class."""
+    return [
+        field("f(x)", f"{each.output:.6g}"),
+        field("Σ R", f"{each.relevance:.6g}"),
+        field("absorbed", _absorbed(each)),
+    ]
+
+
+def _absorbed(each: Explained) -> str:
+    if each.absorbed is None:
+        return "undefined: this composite gives a modified gradient, which need not sum to f(x)"
+    share = f" ({each.absorbed / each.output:.2%} of f(x))" if each.output else ""
+    return f"{each.absorbed:.6g}{share}"
+
+
+def paragraph(text: str, indent: int = 0) -> Iterable[str]:
+    """Return a text in lines that a terminal has room for."""
+    lead = " " * indent
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=lead, subsequent_indent=lead, break_on_hyphens=False, break_long_words=False
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows in aligned columns, the first row as their heads."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "-" * min(WIDTH, max(map(len, lines))), *lines[1:]]

@@ -1,0 +1,177 @@
+"""Results as files: each PNG carries what it was made from and what was found, so that nothing is computed twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from PIL import Image, PngImagePlugin
+
+from lrphooks.cli.command import CommandError
+from lrphooks.models import PictureModel
+
+#: The text within the PNG that holds the result.
+CHUNK = "lrphooks"
+#: To be raised when the drawing or the record changes, so that older results are made again.
+LAYOUT = 1
+
+
+@final
+@dataclass(frozen=True)
+class Explained:
+    """One explained class of one picture: its output f(x), the sum of the relevance, and what was absorbed.
+
+    absorbed is None where the method gives no relevance, so that the two need not be related.
+    """
+
+    target: int
+    name: str
+    output: float
+    relevance: float
+    absorbed: float | None
+
+
+@final
+@dataclass(frozen=True)
+class Record:
+    """What became of one picture: explained, kept from an earlier run, or failed.
+
+    prediction: how it prints. classes: the classes with the largest outputs. notes: what reading the picture took.
+    """
+
+    picture: str
+    status: str
+    written: str | None = None
+    prediction: str | None = None
+    classes: tuple[Mapping[str, Any], ...] = ()
+    explained: tuple[Explained, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain data, ready for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Record:
+        """Return the record of plain data."""
+        explained = tuple(Explained(**each) for each in data["explained"])
+        fields = {name: tuple(data[name]) for name in ("classes", "notes")}
+        return Record(**{**data, **fields, "explained": explained})
+
+
+@final
+@dataclass(frozen=True)
+class Store:
+    """Writes results, and knows which are there already.
+
+    settings: what all results have in common, such as the model and the composite. again: results that are there count
+    for nothing, whatever made them. chosen: the user named the file, so that it may be overwritten. resumed: finished
+    results are kept.
+    """
+
+    settings: Mapping[str, Any]
+    again: bool
+    chosen: bool
+    resumed: bool
+
+    def kept(self, picture: Path, output: Path) -> Record | None:
+        """Return the record of a finished result with the same settings, or None.
+
+        Raises
+        ------
+        CommandError
+            If the file is there, but is not the result of this picture.
+        """
+        if self.again or self.chosen or not output.exists():
+            return None
+        found = _contents(output)
+        mine = self._key(picture, output)
+        if found is None:
+            raise CommandError(
+                f"{output} is there already, and is no result of lrphooks explain: choose another --output, or give "
+                "--again to overwrite it."
+            )
+        if found["settings"] == mine and self.resumed:
+            return replace(Record.from_dict(found["result"]), status="kept", picture=str(picture), written=str(output))
+        if found["settings"].get("picture") != mine["picture"]:
+            raise CommandError(
+                f"{output} is the result of another picture, {found['settings'].get('picture')}: choose another "
+                "--output, or give --again to overwrite it."
+            )
+        return None
+
+    def write(self, drawing: Image.Image, record: Record, picture: Path, output: Path) -> None:
+        """Write a result as a whole or not at all.
+
+        Raises
+        ------
+        CommandError
+            If it cannot be written.
+        """
+        text = PngImagePlugin.PngInfo()
+        text.add_text(CHUNK, json.dumps({"settings": self._key(picture, output), "result": record.to_dict()}))
+        if not self.chosen:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        save(drawing, output, text)
+
+    def _key(self, picture: Path, output: Path) -> dict[str, Any]:
+        """Return all that the result depends on."""
+        status = picture.stat()
+        # Relative, so that a folder may be moved, and so that no path of the machine is in the file.
+        place = _relative(picture, output.parent)
+        return {**self.settings, "picture": place, "bytes": status.st_size, "modified": status.st_mtime_ns}
+
+
+def save(drawing: Image.Image, output: Path, text: PngImagePlugin.PngInfo | None = None) -> None:
+    """Write a drawing as a whole or not at all.
+
+    Raises
+    ------
+    CommandError
+        If it cannot be written.
+    """
+    part = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        drawing.save(part, format="PNG", pnginfo=text)
+        part.replace(output)
+    except OSError as error:
+        raise CommandError(f"the heatmap could not be written: {error}. Choose another place with --output.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _relative(picture: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(os.path.realpath(picture), os.path.realpath(folder))).as_posix()
+    except ValueError:  # on another drive
+        return picture.name
+
+
+def _contents(output: Path) -> dict[str, Any] | None:
+    """Return what a result carries, or None if the file is no result."""
+    try:
+        with Image.open(output) as image:
+            contents: dict[str, Any] = json.loads(image.info[CHUNK])
+        Record.from_dict(contents["result"])
+        contents["settings"]["picture"]
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return contents
+
+
+def fingerprint(model: PictureModel) -> str:
+    """Return a digest of a model's structure and weights."""
+    digest = hashlib.blake2b(repr(model.network).encode(), digest_size=16)
+    for name, value in model.network.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, torch.Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
