@@ -197,7 +197,7 @@ class Taps(Observer):
         """Run an operation as it is."""
         return handler(run, call, rule)
 
-    def passed(self, run: Run, a: Tensor, output: Tensor, link: Tensor, *, linked: bool) -> None:
+    def passed(self, run: Run, rule: Rule, a: Tensor, output: Tensor, link: Tensor, *, linked: bool) -> None:
         """Relevance that goes past what the model computes arrives at outputs like any other."""
 
     def entered(self, frame: Frame, name: str) -> None:
