@@ -1,6 +1,6 @@
 """Layer-wise Relevance Propagation for any PyTorch model, at about the price of a gradient."""
 
-from lrphooks import baselines, composites, evaluation, matching, rules, targets
+from lrphooks import baselines, composites, concepts, evaluation, matching, rules, targets
 from lrphooks.audit import audit
 from lrphooks.composite import Composite
 from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
@@ -15,6 +15,7 @@ __all__ = [
     "audit",
     "baselines",
     "composites",
+    "concepts",
     "evaluation",
     "explain",
     "lrp",

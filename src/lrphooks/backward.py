@@ -36,29 +36,54 @@ def each(explained: Sequence[Tensor], leaves: Places, budget: int) -> list[tuple
     return found
 
 
+def from_starts(
+    starts: Sequence[Tensor], seeds: Sequence[Sequence[Tensor]], places: Places, budget: int
+) -> list[tuple[Tensor | None, ...]]:
+    """Return the gradients at some places for several sets of seeds, each with one seed for every start.
+
+    The graph stays for further passes.
+    """
+    chunk = 1 if len(seeds) == 1 else max(1, budget // (_ALIVE * _largest(starts)))
+    found: list[tuple[Tensor | None, ...]] = []
+    for start in range(0, len(seeds), chunk):
+        part = seeds[start : start + chunk]
+        batched = _batched(starts, [torch.stack(column) for column in zip(*part, strict=True)], places)
+        found += batched or [
+            torch.autograd.grad(starts, places, each, retain_graph=True, allow_unused=True) for each in part
+        ]
+    return found
+
+
 def _together(sums: list[Tensor], leaves: Places, *, last: bool) -> list[tuple[Tensor | None, ...]]:
     """Return the gradients for several values in one batched pass; one by one where an operation has no such form."""
-    if len(sums) > 1:
-        values = torch.stack(sums)
-        seeds = torch.eye(len(sums), dtype=values.dtype, device=values.device)
-        try:
-            with warnings.catch_warnings():
-                # What torch computes in a loop inside the batched pass is right all the same.
-                warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
-                batched = torch.autograd.grad(
-                    values, leaves, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
-                )
-        except LRPError:
-            raise
-        except (RuntimeError, NotImplementedError) as error:
-            if not any(word in str(error) for word in ("vmap", "functorch", "atching rule")):
-                raise
-        else:
-            return [tuple(None if g is None else g[i] for g in batched) for i in range(len(sums))]
-    return [
+    seeds = torch.eye(len(sums), dtype=sums[0].dtype, device=sums[0].device)
+    return (len(sums) > 1 and _batched([torch.stack(sums)], [seeds], leaves)) or [
         torch.autograd.grad(value, leaves, retain_graph=not last or i + 1 < len(sums), allow_unused=True)
         for i, value in enumerate(sums)
     ]
+
+
+def _batched(
+    starts: Sequence[Tensor], seeds: Sequence[Tensor], places: Places
+) -> list[tuple[Tensor | None, ...]] | None:
+    """Return the gradients for seeds with one more dimension in front; None where an operation has no such form."""
+    count = len(seeds[0])
+    if count == 1:
+        return None
+    try:
+        with warnings.catch_warnings():
+            # What torch computes in a loop inside the batched pass is right all the same.
+            warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+            batched = torch.autograd.grad(
+                starts, places, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
+            )
+    except LRPError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        if not any(word in str(error) for word in ("vmap", "functorch", "atching rule")):
+            raise
+        return None
+    return [tuple(None if g is None else g[i] for g in batched) for i in range(count)]
 
 
 def _largest(values: Sequence[Tensor]) -> int:

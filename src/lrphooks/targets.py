@@ -28,6 +28,8 @@ from lrphooks import labels
 from lrphooks.labels import Classes
 from lrphooks.selection import Target, as_matrix, as_tensor, finite, index_of, picked
 
+__all__ = ["AgainstOthers", "Difference", "Entry", "OutputTarget", "Region", "Sign", "SoftmaxGradient", "Target"]
+
 #: The fields of targets that hold classes.
 _CLASSES = ("a", "b")
 

@@ -22,7 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lrphooks.engine import containers, notes
 from lrphooks.engine.errors import LRPError
-from lrphooks.engine.nodes import ScaleNode
+from lrphooks.engine.nodes import ScaleNode, zero_link
 from lrphooks.engine.observer import Observer
 from lrphooks.rules.base import Rule
 
@@ -253,7 +253,7 @@ class StartNode(Function):
     @staticmethod
     def forward(ctx: Any, run: Run, x: Tensor) -> Tensor:
         ctx.run = run
-        return x.new_zeros(()).expand(x.shape)
+        return zero_link(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
