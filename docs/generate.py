@@ -116,7 +116,7 @@ def table_of_rules() -> str:
     lines = ["| rule | formula | source |", "|---|---|---|"]
     for name in rules.__all__:
         rule = getattr(rules, name)
-        if not issubclass(rule, Rule) or rule in (Rule, rules.LinearRule, rules.InputRule):
+        if not issubclass(rule, Rule) or rule in (Rule, rules.LayerRule, rules.LinearRule, rules.InputRule):
             continue
         doc = inspect.getdoc(rule) or ""
         formula = re.search(r"Formula: (.*?)(?:\n\n|\Z)", doc, re.DOTALL)

@@ -13,9 +13,8 @@ from torch.nn.modules.rnn import RNNBase, RNNCellBase
 
 from lrphooks import matching
 from lrphooks.engine.errors import LRPError
-from lrphooks.rules.base import Rule
+from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.input import InputRule
-from lrphooks.rules.linear import LinearRule
 from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU, Identity, Pass
 
 if TYPE_CHECKING:
@@ -173,7 +172,7 @@ def cannot_serve(rule: Rule, module: nn.Module) -> str | None:
     if isinstance(module, RNNBase | RNNCellBase):
         return _cannot_serve_cells(rule)
     native = type(module).__module__.startswith("torch.nn.modules") and type(module).__name__ != "Identity"
-    if isinstance(rule, LinearRule | InputRule):
+    if isinstance(rule, LayerRule):
         return None if is_linear_layer(module) else _without_weight(module, native=native)
     if is_linear_layer(module) and not isinstance(rule, Gradient | Pass | Constant):
         return "the rule is not for linear layers"
@@ -196,9 +195,9 @@ def _without_weight(module: nn.Module, *, native: bool) -> str | None:
 
 def _cannot_serve_cells(rule: Rule) -> str | None:
     """Return why a rule cannot serve a recurrent layer: one for linear maps is for those in its cells."""
-    if isinstance(rule, InputRule):
+    if isinstance(rule, LayerRule) and isinstance(rule.inner, InputRule):
         return "it is for input values, and the layer's linear maps see its hidden state too"
-    if isinstance(rule, LinearRule | Gradient | Pass | Constant):
+    if isinstance(rule, LayerRule | Gradient | Pass | Constant):
         return None
     return "each operation of a cell has its own rule; match its gates (lrphooks.matching.Gate) or products (torch.mul)"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -12,7 +12,8 @@ from torch import nn
 from lrphooks import matching
 from lrphooks.assignment import Assignment, assign
 from lrphooks.engine.session import Session
-from lrphooks.rules.base import Rule
+from lrphooks.rules.base import LayerRule, Rule
+from lrphooks.rules.filter import TopRelevance
 
 Unmatched = Literal["error", "warn", "gradient"]
 Entry = tuple[matching.Matcher, Rule]
@@ -82,6 +83,21 @@ class Composite:
         if self.attribution != "relevance":
             options += f", attribution={self.attribution!r}"
         return f"Composite([{entries}]{options})"
+
+    def filtered(self, percent: float) -> Composite:
+        """Return the composite with a relevance filter in front of the rule of every linear layer.
+
+        See :class:`lrphooks.rules.TopRelevance`; a rule that has one gets it anew.
+
+        Raises
+        ------
+        ValueError
+            If no entry gives linear layers a rule, or ``percent`` is out of range.
+        """
+        entries = [(m, TopRelevance(r.inner, percent) if isinstance(r, LayerRule) else r) for m, r in self.entries]
+        if not any(isinstance(rule, LayerRule) for _, rule in entries):
+            raise ValueError(f"Composite: {self!r} gives no linear layer a rule whose relevance could be filtered.")
+        return replace(self, entries=tuple(entries))
 
     def assign(self, model: nn.Module) -> Assignment:
         """Return which rule each module of the model gets, as plain data that prints as a table; runs nothing."""

@@ -44,7 +44,7 @@ def layer_sinks(
     layer: LayerCall, gradient: Tensor | None, relevance: Tensor | None, *, relu_follows: bool, linked: bool
 ) -> Sinks:
     """Return what a ruled linear layer absorbs: its bias, its stabilizer, and what falls on inputs that are 0."""
-    if isinstance(layer.rule, LinearRule) and layer.rule.is_gradient and relevance is None:
+    if isinstance(layer.rule, LinearRule) and layer.rule.is_gradient and relevance is None and layer.filtered is None:
         bias = layer.tensors[2]
         if bias is None or gradient is None:
             return {}
@@ -54,14 +54,19 @@ def layer_sinks(
     total = torch.zeros_like(executed.output)
     total = total if gradient is None else total + gradient * executed.output
     total = total if relevance is None else total + relevance
+    dropped: Sinks = {}
+    if layer.filtered is not None:
+        kept = layer.filtered.kept(total)
+        dropped["filtered"] = dot(1 - kept, total)
+        total = total * kept
     if isinstance(layer.rule, InputRule):
         contributions, stabilized = layer.rule.denominators(executed)
-        sinks = {"stabilizer": dot(1 - contributions / stabilized, total)}
+        sinks = {**dropped, "stabilizer": dot(1 - contributions / stabilized, total)}
         if not linked:
             delivered = layer.rule.redistribute(executed, total)
             sinks["zeros"] = float(delivered[executed.input == 0].double().sum())
         return sinks
-    sinks = {"bias": 0.0, "stabilizer": 0.0}
+    sinks = {**dropped, "bias": 0.0, "stabilizer": 0.0}
     for term in layer.rule.terms(executed):
         share = total * term.share / term.stabilized()
         bias = term.bias if isinstance(term.bias, Tensor) else torch.full_like(share, term.bias)

@@ -22,9 +22,11 @@ from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lrphooks.engine import notes
+from lrphooks.engine.filter_node import FilterNode
 from lrphooks.engine.rule_node import RuleNode
 from lrphooks.layers.layer import Layer, WeightForm
 from lrphooks.layers.linear_map import LinearMap
+from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
 
@@ -58,6 +60,7 @@ class LayerCall:
     tensors: input, weight, bias, and for a merged BatchNorm its mean, variance, gain and offset.
     hooks: the hooks on saved tensors that were in force.
     record: what an observer of the run remembers of the layer.
+    filtered: the filter that relevance passes before the rule.
     """
 
     run: Run
@@ -69,6 +72,7 @@ class LayerCall:
     batch_norm: BatchNormCall | None = None
     hooks: Any = None
     record: object = None
+    filtered: TopRelevance | None = None
 
     def merged_with(self, batch_norm: BatchNormCall, statistics: tuple[Tensor | None, ...]) -> LayerCall:
         """Return the call that stands for this layer and the BatchNorm after it."""
@@ -81,6 +85,8 @@ class LayerCall:
     def guard(self, output: Tensor) -> Tensor:
         """Set the rule on the output for consumers that cannot be seen, and note the layer for those that can."""
         out: Tensor = RuleNode.apply(self, None, True, output, None, *self.tensors)
+        if self.filtered is not None:
+            out, _ = FilterNode.apply(self.run, self.filtered, True, out, None)
         notes.write(out, self.run, layer=self, ruled=False)
         self._tell(out, None)
         return out
@@ -96,6 +102,8 @@ class LayerCall:
         # The data stays as it is, so whoever saved the output before may go on using it.
         with self._outside_of_later_hooks(), _unsafe_preserve_version_counter(output):
             ruled, link = RuleNode.apply(self, relu_follows, in_place, output, link_in, *self.tensors)
+            if self.filtered is not None:
+                ruled, link = FilterNode.apply(self.run, self.filtered, in_place, ruled, link)
         notes.write(ruled, self.run, layer=self, ruled=True, link=lambda: link)
         self._tell(ruled, link, relu_follows=relu_follows, linked=link_in is not None)
         return ruled  # type: ignore[no-any-return]

@@ -18,7 +18,8 @@ from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
 from lrphooks.engine.nodes import BatchNormNode, ParameterizedMapNode, ScaleNode, unaliased
 from lrphooks.engine.passing import through
 from lrphooks.layers.linear_map import Dense, General, LinearMap, bind_convolution
-from lrphooks.rules.base import Rule
+from lrphooks.rules.base import LayerRule, Rule
+from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import Epsilon, LinearRule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
@@ -37,7 +38,7 @@ def linear(run: Run, call: Call, rule: Rule) -> Any:
     a, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
     if (weight.requires_grad and run.carries(weight)) or (bias is not None and run.carries(bias)):
         return run.observed(call, rule, _dynamic)
-    if run.unrolled and isinstance(rule, InputRule):
+    if run.unrolled and isinstance(rule, LayerRule) and isinstance(rule.inner, InputRule):
         raise LRPError(
             f"{rule!r} is a rule for input values, but the linear maps of {run.unrolled} see the hidden state too. "
             "Give the recurrent layer another rule, in front: (torch.nn.LSTM, lrphooks.rules.Epsilon())."
@@ -73,7 +74,11 @@ def execute(
         record = run.observer.begin(run, call.operation.name, rule)
         probed = run.observer.probe(run, a)
         call, a, tensors = call.replaced({id(a): probed}), probed, (probed, weight, bias)
-    pending = isinstance(rule, InputRule) or (isinstance(rule, LinearRule) and not rule.is_gradient)
+    filtered = rule if isinstance(rule, TopRelevance) else None
+    rule = rule.inner if isinstance(rule, LayerRule) else rule
+    pending = (
+        filtered is not None or isinstance(rule, InputRule) or (isinstance(rule, LinearRule) and not rule.is_gradient)
+    )
     if pending and (a.is_complex() or weight.is_complex()):
         raise LRPError(
             f"{rule!r} cannot serve operation {call.operation.name} in {run.name_of_running()}: it is of complex "
@@ -106,6 +111,7 @@ def execute(
         hooks=saving_hooks(),
         input_link=None if note is None else note.link,
         record=record,
+        filtered=filtered,
     )
     if pending:
         return layer.guard(z)

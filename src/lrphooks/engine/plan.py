@@ -13,9 +13,8 @@ from lrphooks.assignment import assign, is_linear_layer
 from lrphooks.engine.errors import UnmatchedError, UnmatchedWarning
 from lrphooks.engine.serving import FUNCTION, check_entries, serves
 from lrphooks.operations import Operation
-from lrphooks.rules.base import Rule
+from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.input import InputRule
-from lrphooks.rules.linear import LinearRule
 from lrphooks.rules.operation import Gradient, Identity, Pass
 
 if TYPE_CHECKING:
@@ -46,13 +45,14 @@ class Plan:
             for matcher, rule in composite.entries
         )
         #: Whether relevance itself may have to travel to a layer or module, beside the modified gradient.
-        self.delivers = any(isinstance(rule, InputRule | Identity | Pass) for _, rule in composite.entries)
+        inner = [rule.inner if isinstance(rule, LayerRule) else rule for _, rule in composite.entries]
+        self.delivers = any(isinstance(rule, InputRule | Identity | Pass) for rule in inner)
         self.passing: dict[int, Rule] = {}
         inherited: dict[str, tuple[Rule, int, bool]] = {}
         for module, row in zip(model.modules(), self.assignment, strict=True):
             self._names[id(module)] = name = row.name
             rule = row.rule
-            layered = [c for c in row.candidates if isinstance(c.rule, LinearRule | InputRule)]
+            layered = [c for c in row.candidates if isinstance(c.rule, LayerRule)]
             if is_linear_layer(module) or layered:
                 self._layers[id(module)] = tuple((c.rule, c.entry if c.first else None) for c in row.candidates)
             weight = getattr(module, "weight", None)
@@ -61,7 +61,7 @@ class Plan:
             if isinstance(rule, Identity | Pass) and not served_by_operation(module):
                 self.passing[id(module)] = rule
                 rule = Gradient()
-            if rule is not None and not isinstance(rule, LinearRule | InputRule):
+            if rule is not None and not isinstance(rule, LayerRule):
                 self._rules[id(module)] = (rule, row.candidates[0].entry, True)
             elif name and (outer := inherited.get(name.rpartition(".")[0])) is not None:
                 self._rules[id(module)] = (*outer[:2], False)
@@ -145,7 +145,7 @@ class Plan:
             found, entry, own = None, None, False
         running = self._running(frames)
         for matcher, rule in self.composite.entries[:entry]:
-            if isinstance(rule, LinearRule | InputRule) or not serves(rule, operation):
+            if isinstance(rule, LayerRule) or not serves(rule, operation):
                 # A rule for linear maps serves a product with a parameter, which is a layer.
                 continue
             if matching.matches_operation(matcher, operation.name, running, placed=own):

@@ -296,7 +296,7 @@ class Run:
             note = notes.read(tensor, self)
             if note is None or note.ruled:
                 continue
-            if followed and layer.input_nonnegative and not call.writes_in_place:
+            if followed and layer.input_nonnegative and not call.writes_in_place and layer.filtered is None:
                 # Other consumers may see negative values, so this one gets a node of its own.
                 change[id(tensor)] = layer.settle(tensor, relu_follows=True, in_place=False)
             elif followed and call.writes_in_place:

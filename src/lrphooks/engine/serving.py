@@ -9,7 +9,8 @@ from torch.autograd import Function
 from lrphooks import matching
 from lrphooks.engine.weighted import OPERATIONS
 from lrphooks.operations import Kind, Operation, classify, names
-from lrphooks.rules.base import Rule
+from lrphooks.rules.base import LayerRule, Rule
+from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
 from lrphooks.rules.operation import (
@@ -50,7 +51,7 @@ SERVED: dict[Kind, tuple[type[Rule], ...]] = {
     "attention": (Uniform,),
     "normalization": (Normalize, *_ELEMENTWISE),
     "batch norm": (Normalize, *_ELEMENTWISE),
-    "linear": (LinearRule, InputRule, Pass),
+    "linear": (LinearRule, InputRule, TopRelevance, Pass),
 }
 
 #: The rules that an autograd function of the model's own can have.
@@ -64,7 +65,7 @@ def serves(rule: Rule, operation: Operation) -> bool:
         return True
     if operation.kind == "select":
         return isinstance(rule, _ELEMENTWISE) and operation.name in ELEMENTWISE_SELECT
-    if operation.name in OPERATIONS and isinstance(rule, LinearRule | InputRule):
+    if operation.name in OPERATIONS and isinstance(rule, LayerRule):
         return True
     return isinstance(rule, SERVED.get(operation.kind, ()))
 
@@ -75,7 +76,7 @@ def check_entries(composite: Composite) -> None:
     A group or a tuple may hold operations that a rule cannot serve, beside some that it can.
     """
     for index, (matcher, rule) in enumerate(composite.entries):
-        if isinstance(matcher, matching.First) and not isinstance(rule, LinearRule | InputRule):
+        if isinstance(matcher, matching.First) and not isinstance(rule, LayerRule):
             others = [
                 n for n in matching.operation_names(matcher) if classify(n).kind != "linear" and n not in OPERATIONS
             ]
@@ -104,5 +105,5 @@ def _serving(operation: Operation) -> tuple[type[Rule], ...]:
     if operation.kind == "select" and operation.name in ELEMENTWISE_SELECT:
         more = _ELEMENTWISE
     if operation.name in OPERATIONS:
-        more = (LinearRule, InputRule, *more)
+        more = (LinearRule, InputRule, TopRelevance, *more)
     return Gradient, Constant, *more

@@ -1,6 +1,7 @@
 """The rules of Layer-wise Relevance Propagation, as immutable values."""
 
-from lrphooks.rules.base import Rule, Stabilizer
+from lrphooks.rules.base import LayerRule, Rule, Stabilizer
+from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import Flat, InputRule, WSquare, ZBox
 from lrphooks.rules.linear import AlphaBeta, Epsilon, Gamma, LinearRule, ZPlus
 from lrphooks.rules.operation import (
@@ -27,6 +28,7 @@ __all__ = [
     "GuidedReLU",
     "Identity",
     "InputRule",
+    "LayerRule",
     "LinearRule",
     "Normalize",
     "Pass",
@@ -34,6 +36,7 @@ __all__ = [
     "Rule",
     "Stabilizer",
     "TakesAll",
+    "TopRelevance",
     "Uniform",
     "WSquare",
     "ZBox",

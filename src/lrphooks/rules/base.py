@@ -19,6 +19,16 @@ class Rule:
     """
 
 
+@dataclass(frozen=True)
+class LayerRule(Rule):
+    """A rule for linear layers."""
+
+    @property
+    def inner(self) -> LayerRule:
+        """The rule that hands relevance on, where this one is wrapped around it; else the rule itself."""
+        return self
+
+
 def number(owner: str, name: str, value: Any, *, minimum: float | None = None) -> float:
     """Return ``value`` as a float, or raise an error that names the argument, what it must be and what it was."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lrphooks.layers.layer import Layer
 from lrphooks.layers.linear_map import LinearMap
-from lrphooks.rules.base import Rule, Stabilizer, number
+from lrphooks.rules.base import LayerRule, Stabilizer, number
 
 
 @dataclass(frozen=True)
-class InputRule(Rule):
+class InputRule(LayerRule):
     """A rule for linear layers that answers with the relevance of the input itself."""
 
     def check(self, a: Tensor, linear_map: LinearMap) -> None:

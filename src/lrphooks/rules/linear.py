@@ -19,11 +19,11 @@ from torch import Tensor
 
 from lrphooks.layers.layer import Factor, Layer, Route, Term
 from lrphooks.rules import factors
-from lrphooks.rules.base import Rule, Stabilizer, number
+from lrphooks.rules.base import LayerRule, Stabilizer, number
 
 
 @dataclass(frozen=True)
-class LinearRule(Rule):
+class LinearRule(LayerRule):
     """A rule for linear layers that answers with terms: shares of the relevance and the weights they return by."""
 
     @abstractmethod
