@@ -48,6 +48,15 @@ def test_the_examples_of_the_readme_run(code, capsys):
     assert capsys.readouterr().out.startswith("tensor(")
 
 
+@pytest.mark.parametrize("page", ["asking.md"])
+def test_the_examples_of_a_page_run_one_after_the_other(page, capsys):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    namespace = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(code, page, "exec"), namespace)
+        assert capsys.readouterr().out
+
+
 def test_the_audit_of_the_readme_is_what_the_command_prints(capsys):
     assert main(["audit"]) == 0
     (printed,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)

@@ -142,6 +142,16 @@ def explain(
     ----------
     model, x, target, composite, kwargs
         As for :func:`lrp`.
+    record
+        The inner modules whose relevance is wanted as well: what arrives at their outputs. A name, a pattern
+        (``"layer*"``), a type, a group of :mod:`lrphooks.matching`, a module, or several of these; or a mapping of
+        these to functions of the relevance (None for the relevance itself). ``recorded`` holds it by name, in the
+        structure of the output; a tuple with one for each call where a module ran several times.
+    parameters
+        Whether the relevance of parameters that require a gradient is wanted: ``p * dG/dp``, what flows through each
+        of them. For LRP-0 and epsilon it is the sum of ``a_i w_ij R_j / z_j`` over all uses of the weight; under other
+        rules the derivative of the contributions that the rule counts, so twice ``w^2 s`` for the w-square rule and
+        nothing for the flat one. The gradients of the parameters themselves stay as they are.
 
     Returns
     -------
@@ -151,12 +161,13 @@ def explain(
     Raises
     ------
     LRPError, TypeError, ValueError
-        As :func:`lrp`.
+        As :func:`lrp`; if a recorded module is not there or did not run, or no parameter requires a gradient.
 
     Examples
     --------
     >>> explanation = explain(model, images, target="tabby")
     >>> explanation.relevance, explanation.explained
+    >>> explain(model, images, record={"layer3": lambda relevance: relevance.sum((2, 3))}).recorded["layer3"]
     """
     return _explain(model, x, target, composite, kwargs=kwargs, record=record, parameters=parameters, who="explain")
 
@@ -238,16 +249,37 @@ def _explain(
     inputs = Inputs(x, kwargs, who)
     wanted = {} if record is None else functions_of(model, record, who)
     taps = Taps({name: module for name, (module, _) in wanted.items()}) if wanted else None
-    with explained(model, inputs, [target], composite, taps) as (value,):
+    asked = _parameters(model, who) if parameters else {}
+    with explained(model, inputs, [target], composite, taps, parameters=parameters) as (value,):
         if taps is not None:
             taps.check()
-        places: list[Any] = [*inputs.leaves, *([] if taps is None else taps.edges)]
+        edges = [] if taps is None else taps.edges
+        places: list[Any] = [*inputs.leaves, *edges, *asked.values()]
         (grads,) = backward.each([value], places, 1)
     count = len(inputs.leaves)
-    found = {} if taps is None else taps.relevance(grads[count:])
+    found = {} if taps is None else taps.relevance(grads[count : count + len(edges)])
     functions = {name: function for name, (_, function) in wanted.items()}
     recorded = {name: r if (f := functions[name]) is None else f(r) for name, r in found.items()}
-    return Explanation(inputs.arranged(grads[:count]), value.detach(), target, composite, given, recorded)
+    of_parameters = {
+        name: torch.zeros_like(p)
+        if grad is None
+        else (p.detach().conj() * grad).real
+        if p.is_complex()
+        else p.detach() * grad
+        for (name, p), grad in zip(asked.items(), grads[count + len(edges) :], strict=True)
+    }
+    relevance = inputs.arranged(grads[:count])
+    return Explanation(relevance, value.detach(), target, composite, given, recorded, of_parameters)
+
+
+def _parameters(model: nn.Module, who: str) -> dict[str, nn.Parameter]:
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise LRPError(
+            f"{who}: no parameter of the model requires a gradient, so none can have relevance. Call "
+            "model.requires_grad_() first."
+        )
+    return found
 
 
 def checked(composite: Composite | None, who: str) -> Composite:

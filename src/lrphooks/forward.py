@@ -81,11 +81,17 @@ def explained(
     wanted: Sequence[Target],
     composite: Composite,
     observer: Observer | None = None,
+    *,
+    parameters: bool = False,
 ) -> Iterator[list[Tensor]]:
     """Run the model under a composite; in the block are the explained values of each target, with their graph."""
     inputs.check()
     resolved = [targets.resolve(model, target) for target in wanted]
-    with torch.inference_mode(mode=False), torch.enable_grad(), Session(composite, model, observer):
+    with (
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        Session(composite, model, observer, parameters=parameters),
+    ):
         args, keywords = inputs.enter()
         output = model(*args, **keywords)
         yield [selection.select(output, target, inputs.rows) for target in resolved]

@@ -92,6 +92,19 @@ def true_derivative(
     return tuple(result)
 
 
+def of_parameters(
+    run: Run,
+    function: Callable[..., Tensor],
+    inputs: tuple[Tensor | None, ...],
+    gradient: Tensor,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of all inputs but the first in a relevance pass: of parameters, if they are asked for."""
+    if not run.parameters:
+        return (None,) * (len(inputs) - 1)
+    return true_derivative(function, inputs, gradient, (False, *needed[1:]))[1:]
+
+
 class InputNode(Function):
     """The model's input: turns the modified gradient G into relevance, R = x * G."""
 
@@ -214,9 +227,9 @@ class ParameterizedMapNode(Function):
         # Unpacked once: a checkpoint hands out each saved tensor a single time.
         tensors = ctx.saved_tensors
         need = ctx.needs_input_grad[3:]
-        if ctx.run.passes.relevance and not ctx.run.parameters:
+        if ctx.run.passes.relevance:
             grad = ctx.transpose(gradient, *tensors[:2]) if need[0] else None
-            return None, None, None, grad, *(None for _ in need[1:])
+            return None, None, None, grad, *of_parameters(ctx.run, ctx.function, tensors, gradient, need)
         return None, None, None, *true_derivative(ctx.function, tensors, gradient, need)
 
 
@@ -243,7 +256,8 @@ class ElementwiseNode(Function):
             return absent(ctx)
         tensors = ctx.saved_tensors
         if ctx.run.passes.relevance:
-            return None, None, None, ctx.ratio(gradient, *tensors), *(None for _ in tensors[1:])
+            others = of_parameters(ctx.run, ctx.function, tensors, gradient, ctx.needs_input_grad[3:])
+            return None, None, None, ctx.ratio(gradient, *tensors), *others
         return None, None, None, *true_derivative(ctx.function, tensors, gradient, ctx.needs_input_grad[3:])
 
 
@@ -331,9 +345,10 @@ class NormalizationNode(Function):
         if gradient is None:
             return absent(ctx)
         tensors = ctx.saved_tensors
-        if ctx.run.passes.relevance:
-            return None, None, None, None, ctx.linearized(gradient, *tensors), *(None for _ in tensors[1:])
         need = ctx.needs_input_grad[4:]
+        if ctx.run.passes.relevance:
+            others = of_parameters(ctx.run, ctx.function, tensors, gradient, need)
+            return None, None, None, None, ctx.linearized(gradient, *tensors), *others
         return None, None, None, None, *true_derivative(ctx.function, tensors, gradient, need)
 
 
@@ -364,7 +379,7 @@ class BatchNormNode(Function):
         if gain is not None:
             scale = scale * gain
         through = gradient * scale.to(gradient.dtype).reshape(1, -1, *(1,) * (gradient.dim() - 2))
-        if ctx.run.passes.relevance or x is None:
+        if x is None or (ctx.run.passes.relevance and not ctx.run.parameters):
             return None, None, None, through, *(None for _ in parameters)
         need = (False, *ctx.needs_input_grad[4:])
         others = true_derivative(ctx.function, (x, *parameters), gradient.contiguous(), need)

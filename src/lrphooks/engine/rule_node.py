@@ -63,7 +63,7 @@ class RuleNode(Function):
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None = None) -> tuple[Tensor | None, ...]:
         call: LayerCall = ctx.call
         unused = (None, None, None)
-        nothing = absent(ctx)[5:]
+        nothing: tuple[Tensor | None, ...] = absent(ctx)[5:]
         if not call.run.passes.relevance:
             return *unused, gradient, None, *nothing
         if ctx.alone:
@@ -75,6 +75,10 @@ class RuleNode(Function):
         count = len(saved) - len(nothing)
         factors, tensors = saved[:count], saved[count:]
         again = ctx.relu_follows is None or torch.is_grad_enabled()
+        if call.run.parameters:
+            need = ctx.needs_input_grad[6:]
+            others = _of_parameters(call, gradient, relevance, tensors, need, relu_follows=bool(ctx.relu_follows))
+            nothing = (None, *others)
         if isinstance(call.rule, InputRule):
             delivered = _delivered(call, gradient, relevance, None if again else factors[0], tensors)
             if ctx.needs_input_grad[4]:
@@ -89,6 +93,35 @@ class RuleNode(Function):
             direct = _returned(call, tensors[0], gradient, kept, ctx.modified)
             return *unused, None, None, direct, *nothing[1:]
         return *unused, None, None, _distribute(call, tensors[0], shares, modified), *nothing[1:]
+
+
+def _of_parameters(
+    call: LayerCall,
+    gradient: Tensor | None,
+    relevance: Tensor | None,
+    tensors: tuple[Any, ...],
+    needed: tuple[bool, ...],
+    *,
+    relu_follows: bool,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of all tensors but the input: each sum of contributions with the share that it takes."""
+    with torch.enable_grad():
+        local = [t.detach().requires_grad_() if need else t for t, need in zip(tensors[1:], needed, strict=True)]
+        layer = call.layer(None, (tensors[0].detach(), *local), relu_follows=relu_follows, cached=False)
+        total = _sum(None if gradient is None else gradient * layer.output.detach(), relevance)
+        assert total is not None
+        if isinstance(call.rule, InputRule):
+            contributions, stabilized = call.rule.denominators(layer)
+            sums = [(contributions.expand_as(total), total / stabilized.detach())]
+        else:
+            terms = call.rule.terms(layer)
+            sums = [(term.total, total * term.share / term.stabilized().detach()) for term in terms]
+        wanted = [t for t, need in zip(local, needed, strict=True) if need]
+        # Those that hold no parameter, as under the flat rule, give it nothing.
+        sums = [pair for pair in sums if pair[0].requires_grad]
+        outputs, shares = [pair[0] for pair in sums], [pair[1] for pair in sums]
+        found = iter(torch.autograd.grad(outputs, wanted, shares, allow_unused=True) if sums else ())
+    return tuple(next(found, None) if need else None for need in needed)
 
 
 def _delivered(

@@ -48,13 +48,22 @@ class Frame:
 class Run:
     """The state of one forward pass and of the backward passes over its graph; it lives as long as that graph."""
 
-    def __init__(self, session: Session, plan: Plan, cache: WeightCache, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        plan: Plan,
+        cache: WeightCache,
+        observer: Observer | None = None,
+        *,
+        parameters: bool = False,
+    ) -> None:
         self.session = session
         self.observer = observer
         self.plan = plan
         self.cache = cache
         self.passes = Passes()
-        self.parameters = False
+        #: Whether a relevance pass gives parameters a gradient too.
+        self.parameters = parameters
         #: Whether relevance itself may have to travel, so that layers keep a way for it.
         self.delivers = plan.delivers
         self.times_input = plan.composite.attribution == "relevance"
@@ -198,12 +207,13 @@ class Run:
         return self._constant_kind(tensor, notes.read(tensor, self)) == "parameter"
 
     def shield(self, tensor: Tensor) -> Tensor:
-        """Return a constant as operations are to see it: it receives nothing in a relevance pass."""
+        """Return a constant as operations see it: it receives nothing in a relevance pass, unless asked a parameter."""
         kept = self._shields.get(id(tensor))
         if kept is not None and kept[0] is tensor:
             return kept[1]
-        shielded: Tensor = ScaleNode.apply(self, 0.0, tensor)
-        notes.write(shielded, self, constant="parameter" if self.made_of_parameters(tensor) else "stopped")
+        learned = self.made_of_parameters(tensor)
+        shielded: Tensor = ScaleNode.apply(self, float(self.parameters and learned), tensor)
+        notes.write(shielded, self, constant="parameter" if learned else "stopped")
         if tensor.is_leaf:
             self._shields[id(tensor)] = (tensor, shielded)
         return shielded

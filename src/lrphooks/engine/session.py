@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 class Session(AbstractContextManager["Composite"]):
     """One use of a composite on a model: ``with composite.context(model): ...``."""
 
-    def __init__(self, composite: Composite, model: nn.Module, observer: Observer | None = None) -> None:
+    def __init__(
+        self, composite: Composite, model: nn.Module, observer: Observer | None = None, *, parameters: bool = False
+    ) -> None:
         self._composite = composite
         self._observer = observer
+        self._parameters = parameters
         self._model = model
         self.hooks = Hooks(self, model)
         self._entered = False
@@ -79,7 +82,7 @@ class Session(AbstractContextManager["Composite"]):
             # Part of a model that is being explained: only the rules change, and the outer run goes on.
             self._running.append(_Swap(self, THREAD.runs[-1][1], self._plan, WeightCache(self._weights), module))
             return None
-        run = Run(self, self._plan, WeightCache(self._weights), self._observer)
+        run = Run(self, self._plan, WeightCache(self._weights), self._observer, parameters=self._parameters)
         # Contexts on parts of the model may need what the layers above do not.
         run.delivers = any(session._plan is not None and session._plan.delivers for session in THREAD.sessions)
         args, kwargs = run.enter_inputs(args, kwargs or {})
