@@ -14,7 +14,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast, final
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ def _wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+@final
 class CaptumAttribution:
     """LRP, or another method, as captum's attribution classes are called; captum's tools take it as one of theirs.
 

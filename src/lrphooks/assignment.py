@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -114,9 +114,10 @@ def assign(composite: Composite, model: nn.Module) -> Assignment:
         raise TypeError(f"Expected a torch.nn.Module to explain, got {model!r} of type {type(model).__name__}.")
     modules = matching.paths_of(model)
     _check_patterns(composite, modules)
+    entries = _located(composite, modules)
     rows = []
     for module, paths in modules.items():
-        candidates = _by_module(composite, module, paths)
+        candidates = _by_module(entries, module, paths)
         operation = operation_name(module)
         if operation is not None and (not candidates or candidates[-1].first):
             candidates += _by_operation(composite, operation, module, paths, {c.entry for c in candidates})
@@ -126,11 +127,11 @@ def assign(composite: Composite, model: nn.Module) -> Assignment:
     return Assignment(tuple(rows))
 
 
-def _by_module(composite: Composite, module: nn.Module, paths: list[matching.Path]) -> list[Candidate]:
+def _by_module(entries: Sequence[tuple[Any, Rule]], module: nn.Module, paths: list[matching.Path]) -> list[Candidate]:
     """Return the rules whose matchers describe the module itself, up to the first that holds for certain."""
     candidates: list[Candidate] = []
     operation = operation_name(module) or ""
-    for index, (matcher, rule) in enumerate(composite.entries):
+    for index, (matcher, rule) in enumerate(entries):
         if not any(
             matching.matches_module(matcher, path) or matching.matches_operation(matcher, operation, path, placed=True)
             for path in paths
@@ -212,3 +213,11 @@ def _check_patterns(composite: Composite, modules: dict[nn.Module, list[matching
                     f"The name pattern {pattern!r} of entry {index} matches no module of the model. Is it misspelt? "
                     f"The modules are {known}."
                 )
+
+
+def _located(composite: Composite, modules: dict[nn.Module, list[matching.Path]]) -> list[tuple[Any, Rule]]:
+    """Return the entries with their ranges of layers found in the model."""
+    try:
+        return [(matching.located(matcher, modules), rule) for matcher, rule in composite.entries]
+    except ValueError as error:
+        raise LRPError(str(error)) from None

@@ -11,6 +11,7 @@ from torch import nn
 
 from lrphooks import matching
 from lrphooks.assignment import Assignment, assign
+from lrphooks.checking import checked
 from lrphooks.engine.session import Session
 from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.filter import TopRelevance
@@ -61,7 +62,7 @@ class Composite:
                 raise TypeError(f"Composite: entry {index} must be a (matcher, rule) pair, got {entry!r}.")
             matcher, rule = entry
             try:
-                matcher = matching.checked(matcher)
+                matcher = checked(matcher)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"Composite: entry {index}: {error}") from None
             if not isinstance(rule, Rule):

@@ -10,7 +10,8 @@ A matcher is one of
 - a torch function, ``torch.matmul``, which stands for all its aliases;
 - an autograd function of the model's own;
 - a predicate ``(name, module) -> bool``;
-- a tuple of these, :class:`Within` for what lies inside of certain modules, or :class:`First` of any of these.
+- a tuple of these, :class:`Layers` for a range of them by number, :class:`Within` for what lies inside of certain
+  modules, or :class:`First` of any of these.
 
 A module has all the names that it is registered under.
 
@@ -20,8 +21,7 @@ entries that tell of the operation alone.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -31,7 +31,7 @@ from torch.autograd import Function
 from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm, normalization, pooling
 from torch.nn.modules.linear import Linear as _Linear
 
-from lrphooks.operations import canonical, expression, identify, is_operation, names
+from lrphooks.operations import expression, identify, is_operation, names
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,40 @@ class Within:
         return f"Within({describe(self.where)}, {describe(self.matcher)})"
 
 
+@dataclass(frozen=True)
+class Layers:
+    """The modules from number ``start`` up to, not including, ``stop`` among those that a matcher describes.
+
+    They are counted from 0 in the order in which the model registers them, a module that is registered twice once;
+    negative numbers count from the end, and None is all the way, as in slices: ``Layers(AnyLinear, -3)`` are the last
+    three. Functions that a model calls are no modules and are not counted. A range without a module is an error.
+
+    matcher: a layer type, a group, a name pattern, a predicate, or a tuple of these.
+    """
+
+    matcher: Matcher
+    start: int | None = None
+    stop: int | None = None
+
+    def __repr__(self) -> str:
+        numbers = [self.start] if self.stop is None else [self.start, self.stop]
+        return f"Layers({', '.join([describe(self.matcher), *map(repr, numbers)])})"
+
+
+@dataclass(frozen=True)
+class _Located:
+    """A range of layers, as it lies in one model."""
+
+    layers: Layers
+    modules: frozenset[nn.Module]
+
+    def __repr__(self) -> str:
+        return repr(self.layers)
+
+
 Matcher: TypeAlias = (
     "type[nn.Module] | tuple[Any, ...] | Group | str | Callable[[str, nn.Module], bool] | Callable[..., Any] | First | "
-    "Within"
+    "Within | Layers"
 )
 
 _CONVOLUTIONS = (
@@ -154,79 +185,6 @@ Gate = Group("Gate", (activation.Sigmoid, activation.Hardsigmoid), ("sigmoid", "
 Softmax = Group("Softmax", (activation.Softmax,), ("softmax", "_softmax", "scaled_dot_product_attention"))
 
 
-def checked(matcher: Matcher) -> Matcher:
-    """Return a matcher with the public form of each torch function, which makes aliases equal.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is no matcher; the message says what one may be.
-    """
-    if isinstance(matcher, First):
-        if isinstance(matcher.matcher, First):
-            raise TypeError("First(First(...)) says the same twice; write First(...) once.")
-        return First(checked(matcher.matcher))
-    if isinstance(matcher, Within):
-        return _checked_within(matcher)
-    if isinstance(matcher, tuple | list) and matcher:
-        if any(isinstance(part, First) for part in matcher):
-            raise TypeError("First(...) cannot stand inside of a tuple; write First((...)) around all of it.")
-        return tuple(checked(part) for part in matcher)
-    if isinstance(matcher, str) and not matcher:
-        raise ValueError('A name pattern is empty; the model itself has no name. Use "*" for every module.')
-    if isinstance(matcher, type) and not issubclass(matcher, nn.Module | Function):
-        raise TypeError(f"A layer type must be a torch.nn.Module class, got {matcher!r}.")
-    if isinstance(matcher, nn.Module):
-        raise TypeError(
-            f"A matcher names layers by type or name; got a layer itself, of type {describe(type(matcher))}. Give the "
-            "type, or the name that the layer has in the model."
-        )
-    if is_operation(matcher):
-        return canonical(matcher)
-    if isinstance(matcher, str | type | Group):
-        return matcher
-    if not callable(matcher):
-        raise TypeError(
-            "A matcher is a layer type, a tuple of types, a group such as lrphooks.matching.Convolution, a name "
-            "pattern, a torch function, a predicate (name, module) -> bool, Within(...) or First(...); got "
-            f"{matcher!r} of type {type(matcher).__name__}."
-        )
-    _check_predicate(matcher)
-    return matcher
-
-
-def _checked_within(matcher: Within) -> Within:
-    where, what = checked(matcher.where), checked(matcher.matcher)
-    for part in where if isinstance(where, tuple) else (where,):
-        if isinstance(part, First | Within) or is_operation(part) or (isinstance(part, Group) and not part.types):
-            raise TypeError(
-                f"Within(where, matcher): where must tell of modules, by type, group, name pattern or predicate; got "
-                f"{describe(part)}."
-            )
-    for part in what if isinstance(what, tuple) else (what,):
-        if not (isinstance(part, type | Group) or is_operation(part)):
-            hint = " Write First(Within(...))." if isinstance(part, First) else ""
-            raise TypeError(
-                f"Within(where, matcher): matcher must be a torch function, a group or a layer type; got "
-                f"{describe(part)}.{hint}"
-            )
-    return Within(where, what)
-
-
-def _check_predicate(predicate: Callable[..., Any]) -> None:
-    if inspect.isbuiltin(predicate) or (getattr(predicate, "__module__", None) or "").partition(".")[0] == "torch":
-        raise TypeError(
-            f"{predicate!r} is neither an operation that a model runs on activations nor a predicate (name, module) -> "
-            "bool. Give a function of torch or torch.nn.functional, such as torch.matmul."
-        )
-    try:
-        inspect.signature(predicate).bind("name", nn.Module)
-    except ValueError:
-        return  # its signature cannot be known
-    except TypeError as error:
-        raise TypeError(f"A predicate is called with (name, module), but for {predicate!r}: {error}.") from None
-
-
 #: A module and those that it is in, each with a name; the outermost comes first.
 Path: TypeAlias = Sequence[tuple[str, nn.Module]]
 
@@ -242,6 +200,31 @@ def paths_of(model: nn.Module) -> dict[nn.Module, list[Path]]:
     return paths
 
 
+def located(matcher: Any, modules: Mapping[nn.Module, list[Path]]) -> Any:
+    """Return a matcher with its ranges of layers found in a model, whose modules are given as :func:`paths_of` does.
+
+    Raises
+    ------
+    ValueError
+        If there is no module in a range.
+    """
+    if isinstance(matcher, First):
+        return First(located(matcher.matcher, modules))
+    if isinstance(matcher, tuple):
+        return tuple(located(part, modules) for part in matcher)
+    if not isinstance(matcher, Layers):
+        return matcher
+    described = [m for m, paths in modules.items() if any(matches_module(matcher.matcher, path) for path in paths)]
+    chosen = described[matcher.start : matcher.stop]
+    if not chosen:
+        count = f"{len(described)} such modules, 0 to {len(described) - 1}" if described else "no such module"
+        raise ValueError(
+            f"{matcher!r} is an empty range: the model has {count}. Numbers count them as they are registered, "
+            "negative ones from the end, and the one at stop is not included."
+        )
+    return _Located(matcher, frozenset(chosen))
+
+
 def matches_module(matcher: Any, path: Path) -> bool:
     """Whether a matcher, First set aside, describes the module at the end of a path."""
     if isinstance(matcher, First):
@@ -251,6 +234,8 @@ def matches_module(matcher: Any, path: Path) -> bool:
     if isinstance(matcher, Within):
         return matches_module(matcher.matcher, path) and _inside(matcher.where, path)
     name, module = path[-1]
+    if isinstance(matcher, _Located):
+        return module in matcher.modules
     if isinstance(matcher, str):
         return bool(name) and fnmatchcase(name, matcher)
     if isinstance(matcher, Group | type):
@@ -305,7 +290,7 @@ def operation_names(matcher: Any) -> list[str]:
 
 def patterns(matcher: Any) -> list[str]:
     """Return the name patterns within a matcher."""
-    if isinstance(matcher, First):
+    if isinstance(matcher, First | Layers):
         return patterns(matcher.matcher)
     if isinstance(matcher, Within):
         return patterns(matcher.where)
@@ -316,7 +301,7 @@ def patterns(matcher: Any) -> list[str]:
 
 def is_wildcard(matcher: Any) -> bool:
     """Whether a matcher takes its modules by name patterns that may stand for several."""
-    if isinstance(matcher, First):
+    if isinstance(matcher, First | Layers):
         return is_wildcard(matcher.matcher)
     if isinstance(matcher, tuple):
         return any(is_wildcard(part) for part in matcher)
@@ -332,7 +317,7 @@ def describe(matcher: Any) -> str:
             return f"torch.nn.{matcher.__name__}"
         own = matcher.__module__.partition(".")[0] != "torch"
         return matcher.__qualname__ if own else f"{matcher.__module__}.{matcher.__qualname__}"
-    if isinstance(matcher, Group | First | Within | str):
+    if isinstance(matcher, Group | First | Within | Layers | str):
         return repr(matcher)
     if is_operation(matcher):
         return expression(identify(matcher))

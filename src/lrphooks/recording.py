@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from lrphooks import matching
+from lrphooks.checking import checked
 from lrphooks.engine.errors import LRPError
 
 #: What is made of a module's relevance; None leaves it as it is.
@@ -36,7 +37,7 @@ def modules_of(model: nn.Module, wanted: Modules, who: str) -> dict[str, nn.Modu
     if isinstance(wanted, nn.Module):
         found = {name: module for name, module in model.named_modules() if module is wanted}
     elif isinstance(wanted, str | type | matching.Group):
-        matcher = matching.checked(wanted)
+        matcher = checked(wanted)
         found = {n: m for n, m in model.named_modules() if matching.matches_module(matcher, [(n, m)])}
     else:
         raise TypeError(

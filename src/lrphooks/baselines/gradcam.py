@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from lrphooks.matching import Convolution
 from lrphooks.operations import identify
 
 
+@final
 @dataclass(frozen=True, eq=False, repr=False)
 class GradCAM(Baseline):
     """The feature maps of a layer, weighted by their mean gradients, where they speak for the explained output.
@@ -123,6 +124,7 @@ class GradCAM(Baseline):
         return maps
 
 
+@final
 class _Convolutions(TorchFunctionMode):
     """Keeps the output of the last convolution whose maps are larger than one value."""
 

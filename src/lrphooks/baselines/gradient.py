@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import final
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from lrphooks.baselines.base import Baseline
 from lrphooks.baselines.question import Question
 
 
+@final
 @dataclass(frozen=True, eq=False, repr=False)
 class Gradient(Baseline):
     """The gradient, signed: how much the explained output changes with each input value.
@@ -27,6 +29,7 @@ class Gradient(Baseline):
         return question.gradient()
 
 
+@final
 @dataclass(frozen=True, eq=False, repr=False)
 class InputXGradient(Baseline):
     """Input times gradient: LRP-0 in a network of linear layers, ReLU and max pooling.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from lrphooks.baselines.reference import Reference
 from lrphooks.rules.base import number
 
 
+@final
 class IncompleteWarning(UserWarning):
     """The attributions of integrated gradients do not sum to the difference that they explain."""
 
 
+@final
 @dataclass(frozen=True, eq=False, repr=False)
 class IntegratedGradients(Baseline):
     """The gradient, averaged on the way from a reference to the input, times the difference of the two.

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from lrphooks.baselines.reference import Reference
 Sizes = int | tuple[int, ...]
 
 
+@final
 @dataclass(frozen=True, eq=False, repr=False)
 class Occlusion(Baseline):
     """How much the explained output falls when a window of the input is covered.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from lrphooks.forward import Inputs
 from lrphooks.selection import Target
 
 
+@final
 class Question:
     """The explained values of a model as a function of its floating-point inputs.
 

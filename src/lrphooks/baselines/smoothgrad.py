@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import final
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from lrphooks.forward import Inputs, explained
 from lrphooks.rules.base import number
 
 
+@final
 @dataclass(frozen=True, eq=False, repr=False)
 class SmoothGrad(Baseline):
     """The mean of a method's attributions for noisy copies of the input.
