@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import skimage.data
 from PIL import Image
 
-from lrphooks import composites, lrp
-from lrphooks.models import efficientnet_lite0
-from lrphooks.visualization import side_by_side
+from lrphooks.cli import main as command_line
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "looking.md"
@@ -35,17 +34,13 @@ def pictures_of_the_page() -> Iterator[tuple[Path, Image.Image]]:
 
 def picture_of_the_readme() -> tuple[Path, Image.Image]:
     """Return what ``lrphooks explain cat.png --model efficientnet-lite0`` draws of "chelsea", and its file."""
-    model = efficientnet_lite0()
-    x = model.prepare(Image.fromarray(skimage.data.chelsea()))
-    output = model.network(x)[0, 282].item()
-    picture = side_by_side(
-        model.show(x),
-        lrp(model.network, x, 282, composites.EpsilonPlus()),
-        title=f"explained: tiger cat (class 282), f(x) = {output:.4g}",
-        captions=("input", "relevance, EpsilonPlus"),
-        percentile=99.5,
-    )
-    return DOCS / "images" / "cat.png", reduced(picture)
+    with TemporaryDirectory() as folder:
+        photograph = Path(folder) / "cat.png"
+        Image.fromarray(skimage.data.chelsea()).save(photograph)
+        if status := command_line(["explain", str(photograph), "--model", "efficientnet-lite0"]):
+            raise RuntimeError(f"lrphooks explain ended with status {status}")
+        with Image.open(photograph.with_name("cat-relevance.png")) as picture:
+            return DOCS / "images" / "cat.png", reduced(picture.convert("RGB"))
 
 
 def reduced(picture: Image.Image) -> Image.Image:
