@@ -39,24 +39,24 @@ def exported(path, network, x, dynamic=None):
     return str(path)
 
 
-@pytest.mark.parametrize("composite", [EpsilonPlus(), EpsilonPlusFlat(), AttnLRP(), CPLRP(), EpsilonGammaBox(-3, 3)])
 @pytest.mark.parametrize("network", ["digits", "transformer"])
-def test_a_program_has_the_relevance_of_the_model_that_it_was_made_from(network, composite, tmp_path, close):
+def test_a_program_has_the_relevance_of_the_model_that_it_was_made_from(network, tmp_path, close):
     model, x = (load_network(), X) if network == "digits" else (Transformer().eval(), torch.randn(1, 3, 32, 32))
     program = load(exported(tmp_path / "model.pt2", model, x)).network
     target = int(model(x).argmax())
-    relevance = lrphooks.lrp(model, x, target, composite)
-    close(lrphooks.lrp(program, x, target, composite), relevance, tol=1e-5)
-    assert lrphooks.audit(program, x, target, composite).unexplained < 1e-5
+    for composite in (EpsilonPlus(), EpsilonPlusFlat(), AttnLRP(), CPLRP(), EpsilonGammaBox(-3, 3)):
+        relevance = lrphooks.lrp(model, x, target, composite)
+        close(lrphooks.lrp(program, x, target, composite), relevance, tol=1e-5)
+        assert lrphooks.audit(program, x, target, composite).unexplained < 1e-5
 
 
 def test_a_program_knows_its_input(tmp_path):
     model = load(exported(tmp_path / "one.pt2", load_network(), X))
     assert (model.rows, model.preparation) == (1, Pixels((28, 28), 28, (0.0,), (1.0,)))
-    model = load(exported(tmp_path / "many.pt2", load_network(), X.repeat(2, 1, 1, 1), dynamic=[0]))
+    model = load(exported(tmp_path / "many.pt2", load_network(), X.repeat(4, 1, 1, 1), dynamic=[0]))
     assert (model.rows, model.preparation.size) == (None, (28, 28))
     path = exported(tmp_path / "any.pt2", nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-                    torch.randn(2, 3, 32, 32), dynamic=[0, 2, 3])  # fmt: skip
+                    torch.randn(4, 3, 32, 32), dynamic=[0, 2, 3])  # fmt: skip
     with pytest.raises(ModelError, match="does not say how large its input is: give --size"):
         load(path)
     assert load(path, Request(size=(40, 50), mean=(0.5,))).preparation == Pixels((40, 50), (40, 50), (0.5,) * 3)
