@@ -107,6 +107,18 @@ def test_the_offset_of_a_softmax():
     assert report.relevance == pytest.approx(float(expanded[0, 2]), rel=1e-12)
 
 
+def test_fused_attention_whose_weights_are_constant_hands_all_to_its_values():
+    class Attention(nn.Module):
+        def forward(self, x):
+            return F.scaled_dot_product_attention(x, 2 * x, 3 * x).sum((1, 2))
+
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    report = lrphooks.audit(Attention(), x, lambda out: out, composites.CPLRP())
+    assert report.unexplained < 1e-12
+    assert not report.imbalances
+    assert report.relevance == pytest.approx(Attention()(x).sum().item(), rel=1e-12)
+
+
 def test_relevance_that_falls_on_zeros_is_counted():
     """Without a way for relevance itself, w-square above a custom function loses what falls on inputs that are 0."""
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 
-from lrphooks import LRPError, audit
+from lrphooks import Composite, LRPError, audit
 from lrphooks.audit.report import worth_reading
 from lrphooks.cli import arguments, reporting
 from lrphooks.cli.command import SUCCESS, Command, CommandError
@@ -48,6 +48,8 @@ def _tolerance(text: str) -> float:
 def _run(options: argparse.Namespace) -> int:
     subject = subject_of(options)
     composite = options.composite.make(subject.model)
+    if not isinstance(composite, Composite):
+        raise CommandError(f"{options.composite.text} is no composite of rules, so there are no books to balance.")
     try:
         report = audit(subject.model.network, subject.x, subject.target, composite)
     except (LRPError, ValueError) as error:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
+from typing import Any
 
 from lrphooks.cli import reporting
 from lrphooks.cli.command import SUCCESS, Command
-from lrphooks.cli.methods import PRESETS, described, documented
+from lrphooks.cli.methods import BASELINES, METHODS, PRESETS, described, documented
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,24 +17,36 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     if options.json:
-        listed = []
-        for name, preset in PRESETS.items():
-            about, paper = documented(name)
-            listed.append(
-                {"name": name, "arguments": [*inspect.signature(preset).parameters], "about": about} | {"paper": paper}
-            )
-        print(json.dumps(listed, indent=2))
+        print(json.dumps([_to_dict(name) for name in METHODS], indent=2))
         return SUCCESS
     for name in PRESETS:
-        about, paper = documented(name)
-        for line in (described(name), *reporting.paragraph(about, 4), *reporting.paragraph(paper, 4), ""):
-            print(line)
+        _print(name)
+    print("To compare with, these are named in the same way, though they are no rules of LRP:\n")
+    for name in BASELINES:
+        _print(name)
     for line in reporting.paragraph(
-        "Arguments are given as 'EpsilonGammaBox(gamma=0.5)'. A composite of your own is named as MODULE:COMPOSITE, a "
-        "lrphooks.Composite or a function that returns one; modules of the current directory are found."
+        "Arguments are given as 'EpsilonGammaBox(gamma=0.5)', with quotes for the shell. A composite of your own is "
+        "named as MODULE:COMPOSITE, a lrphooks.Composite or a function that returns one; modules of the current "
+        "directory are found."
     ):
         print(line)
     return SUCCESS
+
+
+def _to_dict(name: str) -> dict[str, Any]:
+    about, paper = documented(name)
+    return {"name": name, "call": described(name), "rules": name in PRESETS, "about": about, "paper": paper}
+
+
+def _print(name: str) -> None:
+    about, paper = documented(name)
+    for line in (
+        *reporting.paragraph(described(name), 0, 4),
+        *reporting.paragraph(about, 4),
+        *reporting.paragraph(paper, 4),
+        "",
+    ):
+        print(line)
 
 
 COMMAND = Command(

@@ -9,8 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lrphooks import Composite, LRPError, UnmatchedError, lrp_targets
+from lrphooks import LRPError, UnmatchedError, lrp_targets
 from lrphooks.cli.command import CommandError, UsageError
+from lrphooks.cli.methods import Explaining, conserves
 from lrphooks.cli.predictions import Prediction, predict, targets_of
 from lrphooks.cli.results import Explained
 from lrphooks.models import PictureModel
@@ -35,7 +36,7 @@ class Explainer:
     """
 
     model: PictureModel
-    composite: Composite
+    composite: Explaining
     target: str | None
     device: torch.device
 
@@ -82,7 +83,7 @@ class Explainer:
         for target, values in zip(targets, relevance, strict=True):
             # In float64: float32 terms would round the sum.
             output, total = float(prediction.outputs[target]), float(values.double().sum())
-            absorbed = output - total if self.composite.attribution == "relevance" else None
+            absorbed = output - total if conserves(self.composite) else None
             explained.append(Explained(target, prediction.describe(target), output, total, absorbed))
         return Explanation(prediction, tuple(explained), tuple(relevance))
 

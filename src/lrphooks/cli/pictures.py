@@ -92,7 +92,7 @@ def _upright(opened: Image.Image, path: Path) -> Picture:
     # Notes of cameras and editors are broken in as many ways as files are.
     except Exception:  # noqa: BLE001
         notes.append("its EXIF notes are broken and were left out")
-    image, deep = _shallow(image, path)
+    image, deep = _shallow(image, opened.format, path)
     if deep:
         notes.append(deep)
     if image.has_transparency_data:
@@ -104,7 +104,7 @@ def _upright(opened: Image.Image, path: Path) -> Picture:
     return Picture(image, tuple(notes))
 
 
-def _shallow(image: Image.Image, path: Path) -> tuple[Image.Image, str]:
+def _shallow(image: Image.Image, kind: str | None, path: Path) -> tuple[Image.Image, str]:
     """Return a picture of more than 8 bits a pixel with 8, and what was done."""
     if not image.mode.startswith(("I", "F")):
         return image, ""
@@ -118,8 +118,8 @@ def _shallow(image: Image.Image, path: Path) -> tuple[Image.Image, str]:
             )
         return Image.fromarray((values * 255).round().astype(np.uint8)), "fractions from 0 to 1 as 8 bits"
     values = values.astype(np.int64)
-    # A PNG has no integers of more than 16 bits, whatever mode it is opened with.
-    if image.mode == "I" and image.format not in (None, "PNG") and not 0 <= values.min() <= values.max() <= 65535:
+    # These formats have no integers of more than 16 bits, whatever mode they are opened with.
+    if image.mode == "I" and kind not in ("PNG", "PPM"):
         raise CommandError(
             f"{path} has 32 bits a pixel, from {values.min()} to {values.max()}, so what is black and white is not "
             "known. Save it with 8 or 16 bits."

@@ -61,7 +61,7 @@ class Fields(Printer):
         composite = reporting.of_composite(self.options.composite.text, self.explainer.composite)
         for index, each in enumerate(record.explained):
             lines += [reporting.field("explained", each.name), *([] if index else [composite])]
-            lines += reporting.of_explained(each)
+            lines += reporting.of_explained(each, self.explainer.composite)
         lines.append(reporting.field("written", str(record.written)))
         for line in lines:
             display.print(line)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from lrphooks import Composite
+from lrphooks.baselines import Baseline
+from lrphooks.cli.methods import Explaining
 from lrphooks.cli.results import Explained
 from lrphooks.models import PictureModel
 from lrphooks.models.packaged import DIGITS, PACKAGED
@@ -33,32 +34,34 @@ def of_model(model: PictureModel, name: str) -> list[str]:
     ]
 
 
-def of_composite(text: str, composite: Composite) -> str:
+def of_composite(text: str, composite: Explaining) -> str:
     """Return what a method is in full."""
     return field("composite", f"{text}: {composite!r}")
 
 
-def of_explained(each: Explained) -> list[str]:
+def of_explained(each: Explained, composite: Explaining) -> list[str]:
     """Return the amounts of an explained class."""
     return [
         field("f(x)", f"{each.output:.6g}"),
         field("Σ R", f"{each.relevance:.6g}"),
-        field("absorbed", _absorbed(each)),
+        field("absorbed", _absorbed(each, composite)),
     ]
 
 
-def _absorbed(each: Explained) -> str:
+def _absorbed(each: Explained, composite: Explaining) -> str:
+    if isinstance(composite, Baseline):
+        return "undefined: this is no rule of LRP, and need not sum to f(x)"
     if each.absorbed is None:
         return "undefined: this composite gives a modified gradient, which need not sum to f(x)"
     share = f" ({each.absorbed / each.output:.2%} of f(x))" if each.output else ""
     return f"{each.absorbed:.6g}{share}"
 
 
-def paragraph(text: str, indent: int = 0) -> Iterable[str]:
+def paragraph(text: str, indent: int = 0, hanging: int | None = None) -> Iterable[str]:
     """Return a text in lines that a terminal has room for."""
-    lead = " " * indent
+    lead, rest = " " * indent, " " * (indent if hanging is None else hanging)
     return textwrap.wrap(
-        text, WIDTH, initial_indent=lead, subsequent_indent=lead, break_on_hyphens=False, break_long_words=False
+        text, WIDTH, initial_indent=lead, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
     )
 
 

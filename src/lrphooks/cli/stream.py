@@ -1,0 +1,107 @@
+"""``lrphooks stream``: explain a video or a camera, frame after frame."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from lrphooks.cli import arguments, reporting, video
+from lrphooks.cli.command import FAILURE, SUCCESS, Command, CommandError
+from lrphooks.cli.explaining import Explanation
+from lrphooks.cli.video import CODECS
+from lrphooks.models import PictureModel
+from lrphooks.visualization import heatmap
+
+_LETTERS, _STRIP = 16, 28
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", metavar="VIDEO", help="a video file, or the number of a camera: 0 is the first")
+    arguments.add_composite(parser)
+    arguments.add_target(parser, several=False)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="PLACE",
+        help=f"the video to write ({' or '.join(CODECS)}), or a folder for a PNG of each frame; default: none, "
+        "predictions and frames per second are printed",
+    )
+    parser.add_argument(
+        "--frames", type=arguments.positive, metavar="N", help="stop after so many; default: at the end, or Ctrl-C"
+    )
+    arguments.add_model(parser)
+
+
+def _run(options: argparse.Namespace) -> int:
+    cv2 = video.opencv()
+    sink = video.sink_for(cv2, options.output)
+    with video.Capture(cv2, options.video) as capture:
+        model = arguments.model_of(options)
+        explainer = arguments.explainer_of(options, model, options.composite)
+        for line in (
+            reporting.field("video", options.video),
+            *reporting.of_model(model, options.model),
+            reporting.of_composite(options.composite.text, explainer.composite),
+        ):
+            print(line)
+        frames = failures = 0
+        began = told = time.monotonic()
+        try:
+            with sink:
+                for picture in capture.frames(options.frames):
+                    frames += 1
+                    try:
+                        x = model.prepare(picture)
+                        found = explainer.explain([x])[0]
+                    except ValueError as error:
+                        found = CommandError(str(error))
+                    if isinstance(found, CommandError):
+                        failures += 1
+                        print(f"lrphooks: error: frame {frames}: {found}", file=sys.stderr)
+                        continue
+                    sink.write(drawn(model, model.show(x), found), capture.rate)
+                    now = time.monotonic()
+                    if frames == 1 or now - told >= 1.0:
+                        told = now
+                        print(f"frame {frames}: {found.prediction}; {_rate(frames, now - began)}", flush=True)
+        except KeyboardInterrupt:
+            print("lrphooks: stopped; what was written until now is kept", file=sys.stderr)
+        if not frames:
+            raise CommandError(f"{options.video} has no frame that can be read.")
+        print(f"{frames} frames, {_rate(frames, time.monotonic() - began)}")
+        if options.output is not None and failures < frames:
+            print(reporting.field("written", str(options.output)))
+    return FAILURE if failures else SUCCESS
+
+
+def _rate(frames: int, seconds: float) -> str:
+    return f"{frames / max(seconds, 1e-9):.3g} frames per second"
+
+
+def drawn(model: PictureModel, shown: Image.Image, found: Explanation) -> Image.Image:
+    """Draw what the network saw beside its relevance, with the explained class below; always of one size."""
+    relevance = heatmap(found.relevance[0], percentile=model.percentile)
+    width, height = relevance.size
+    # Codecs want even sides.
+    canvas = Image.new("RGB", (2 * width, (height + _STRIP + 1) // 2 * 2), "white")
+    canvas.paste(shown.convert("RGB").resize(relevance.size, Image.Resampling.NEAREST), (0, 0))
+    canvas.paste(relevance, (width, 0))
+    (explained,) = found.explained
+    text = f"{explained.name}, f(x) = {explained.output:.3g}"
+    ImageDraw.Draw(canvas).text((6, height + 4), text, fill="black", font=ImageFont.load_default(_LETTERS))
+    return canvas
+
+
+COMMAND = Command(
+    "stream",
+    help="explain a video or a camera, frame after frame",
+    description="Explain a video or a camera, frame after frame, as fast as the model goes. Prints the prediction and "
+    "how many frames a second were explained, and writes each frame beside its heatmap. Needs the extra: pip install "
+    "'lrphooks[video]'.",
+    arguments=_arguments,
+    run=_run,
+)
