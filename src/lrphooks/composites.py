@@ -143,8 +143,11 @@ def DeconvNet(*, layers: Sequence[Entry] = ()) -> Composite:
     return Composite((*layers, (ReLU, DeconvReLU()), (AnyLinear, Gradient())), attribution="gradient")
 
 
-def AttnLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
+def AttnLRP(epsilon: _Number = 0.0, *, layers: Sequence[Entry] = ()) -> Composite:
     """Epsilon on linear layers, products half each, softmax by its gradient. For any model, transformers above all.
+
+    No stabilizer is needed, since the modified gradient divides by no activation; without one, relevance takes no more
+    memory than the gradient.
 
     The softmax expansion has an offset that absorbs relevance of its own; :func:`CPLRP` has none.
 
@@ -155,8 +158,10 @@ def AttnLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composi
     return Composite((*layers, (torch.softmax, Gradient()), (AnyLinear, Epsilon(epsilon))))
 
 
-def CPLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
+def CPLRP(epsilon: _Number = 0.0, *, layers: Sequence[Entry] = ()) -> Composite:
     """Epsilon on linear layers, attention weights constant, so the values take all. For any model.
+
+    As for :func:`AttnLRP`, no stabilizer is needed.
 
     References
     ----------
