@@ -85,7 +85,7 @@ def explained(
     """Run the model under a composite; in the block are the explained values of each target, with their graph."""
     inputs.check()
     resolved = [targets.resolve(model, target) for target in wanted]
-    with torch.inference_mode(mode=False), torch.enable_grad(), Session(composite, model, observer):
+    with torch.inference_mode(mode=False), torch.enable_grad(), Session(composite, model, observer, once=True):
         args, keywords = inputs.enter()
         output = model(*args, **keywords)
         yield [selection.select(output, target, inputs.rows) for target in resolved]

@@ -26,11 +26,17 @@ if TYPE_CHECKING:
 
 
 class Session(AbstractContextManager["Composite"]):
-    """One use of a composite on a model: ``with composite.context(model): ...``."""
+    """One use of a composite on a model: ``with composite.context(model): ...``.
 
-    def __init__(self, composite: Composite, model: nn.Module, observer: Observer | None = None) -> None:
+    ``once`` tells that there will be one forward pass, so that nothing needs to be kept ready for the next.
+    """
+
+    def __init__(
+        self, composite: Composite, model: nn.Module, observer: Observer | None = None, *, once: bool = False
+    ) -> None:
         self._composite = composite
         self._observer = observer
+        self._once = once
         self._model = model
         self.hooks = Hooks(self, model)
         self._entered = False
@@ -44,7 +50,7 @@ class Session(AbstractContextManager["Composite"]):
             raise LRPError("This context was entered before; call composite.context(model) anew for each with block.")
         check_model(self._model)
         self._plan = Plan(self._composite, self._model)
-        self._weights = WeightStore(self._model)
+        self._weights = WeightStore(self._model, once=self._once)
         self._entered = True
         self.hooks.__enter__()
         THREAD.sessions.append(self)
