@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 from counting import Work
+from lrphooks import lrp
+from lrphooks.engine import cache
 from lrphooks.engine.cache import fingerprint
+from lrphooks.engine.session import Session
 from lrphooks.rules import AlphaBeta, Gamma, ZPlus
 from small_networks import every_layer
 
@@ -83,6 +86,24 @@ def test_nothing_is_kept_after_the_context():
         explained(model, x)
         assert context._weights.entries
     assert not context._weights.entries
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_a_single_call_takes_no_fingerprints(rule, monkeypatch):
+    """There is no second pass to compare with. A second one that runs all the same computes its weights anew."""
+
+    def refused(tensor):
+        raise AssertionError("a fingerprint was taken")
+
+    monkeypatch.setattr(cache, "fingerprint", refused)
+    model, x = small(160)
+    assert lrp(model, x, 0, every_layer(rule)).any()
+    with Session(every_layer(rule), model, once=True):
+        explained(model, x)
+        model[4].weight.data.neg_()
+        found = explained(model, x)
+    with Session(every_layer(rule), model, once=True):
+        assert torch.equal(explained(model, x), found)
 
 
 def test_fingerprints_tell_values_apart():

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from counting import cost, passes
+from counting import Work, cost, passes
 from lrphooks import Composite
 from lrphooks.matching import AnyLinear
 from lrphooks.rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
@@ -193,6 +193,19 @@ def test_two_consumers_of_a_layer_share_its_rule():
     plain = cost(model, x)
     ruled = cost(model, x, Composite([(AnyLinear, ZPlus())]))
     assert (ruled.forward - plain.forward, ruled.backward - plain.backward) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Hardswish(), nn.Tanh()], ids=repr
+)
+def test_usual_activations_cost_one_share(activation):
+    """The share f(a) / a of what arrives, without the derivative that the gradient takes."""
+    leaf = torch.randn(2, 3, requires_grad=True)
+    with every_layer(Epsilon(0)).context(activation):
+        out = activation(leaf)
+    with Work() as work:
+        out.sum().backward()
+    assert not [name for name in work.operations if name.endswith("_backward")]
 
 
 # --- short ways ----------------------------------------------------------------------------------------------------

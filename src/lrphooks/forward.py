@@ -90,7 +90,7 @@ def explained(
     with (
         torch.inference_mode(mode=False),
         torch.enable_grad(),
-        Session(composite, model, observer, parameters=parameters),
+        Session(composite, model, observer, once=True, parameters=parameters),
     ):
         args, keywords = inputs.enter()
         output = model(*args, **keywords)

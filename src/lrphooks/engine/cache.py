@@ -21,10 +21,11 @@ class WeightStore:
     """What a session keeps between forward passes, by the tensors it was computed from.
 
     A change through ``.data`` leaves no version behind, so what one pass kept serves the next only where the values
-    are seen to be the same (see :func:`fingerprint`).
+    are seen to be the same (see :func:`fingerprint`). With ``once`` there is no next pass, so nothing is compared.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, once: bool = False) -> None:
+        self.once = once
         self.owned = frozenset(id(t) for t in (*model.parameters(), *model.buffers()))
         self.entries: dict[tuple[Any, ...], _Entry] = {}
 
@@ -75,6 +76,8 @@ class WeightCache:
         return value
 
     def _printed(self, tensors: tuple[Tensor, ...], state: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+        if self._store.once:
+            return (None,) * len(tensors)
         for tensor, name in zip(tensors, state, strict=True):
             if name not in self._prints:
                 self._prints[name] = fingerprint(tensor)

@@ -26,13 +26,24 @@ if TYPE_CHECKING:
 
 
 class Session(AbstractContextManager["Composite"]):
-    """One use of a composite on a model: ``with composite.context(model): ...``."""
+    """One use of a composite on a model: ``with composite.context(model): ...``.
+
+    ``once`` tells that there will be one forward pass, so that nothing needs to be kept ready for the next;
+    ``parameters`` that parameters receive gradients in relevance passes too.
+    """
 
     def __init__(
-        self, composite: Composite, model: nn.Module, observer: Observer | None = None, *, parameters: bool = False
+        self,
+        composite: Composite,
+        model: nn.Module,
+        observer: Observer | None = None,
+        *,
+        once: bool = False,
+        parameters: bool = False,
     ) -> None:
         self._composite = composite
         self._observer = observer
+        self._once = once
         self._parameters = parameters
         self._model = model
         self.hooks = Hooks(self, model)
@@ -47,7 +58,7 @@ class Session(AbstractContextManager["Composite"]):
             raise LRPError("This context was entered before; call composite.context(model) anew for each with block.")
         check_model(self._model)
         self._plan = Plan(self._composite, self._model)
-        self._weights = WeightStore(self._model)
+        self._weights = WeightStore(self._model, once=self._once)
         self._entered = True
         self.hooks.__enter__()
         THREAD.sessions.append(self)

@@ -55,9 +55,9 @@ def activation(run: Run, call: Call, rule: Rule) -> Any:
         # It does not keep 0, so what falls on a 0 must pass too.
         return through(run, source, call.invoke())
     function = function_of(call)
-    ratio = _RATIOS.get(call.operation.name) if len(call.args) + len(call.kwargs) == 1 else None
-    if ratio is None:
-        ratio = partial(_quotient, function)
+    # Of these, only GELU has a further argument that matters.
+    approximate = call.argument(1, "approximate", "none") if call.operation.name == "gelu" else "none"
+    ratio = _RATIOS.get((call.operation.name, approximate), partial(_quotient, function))
     out = ElementwiseNode.apply(run, function, ratio, source, *learned(call))
     notes.write(out, run, link=None if note is None else note.link)
     return out
@@ -98,11 +98,16 @@ def gate(run: Run, call: Call, rule: Rule) -> Any:
     return ElementwiseNode.apply(run, function_of(call), ratio, call.dependent[0])
 
 
-def _quotient(function: Callable[..., Tensor], gradient: Tensor, x: Tensor, *learned: Tensor) -> Tensor:
+def _quotient(
+    function: Callable[..., Tensor], gradient: Tensor, x: Tensor, *learned: Tensor, slope: float | None = None
+) -> Tensor:
+    """Return G f(x) / x, and G f'(0) where x is 0, with a slope that is known or found by autograd."""
     zero = x == 0
     safe = torch.where(zero, torch.ones_like(x), x)
+    if slope is None:
+        slope = _slope_at_zero(function, x, *learned)
     # Of complex numbers, torch's gradients are conjugates.
-    return gradient * torch.where(zero, _slope_at_zero(function, x, *learned), function(safe, *learned) / safe).conj()
+    return gradient * torch.where(zero, slope, function(safe, *learned) / safe).conj()
 
 
 def _slope_at_zero(function: Callable[..., Tensor], like: Tensor, *learned: Tensor) -> float:
@@ -123,6 +128,14 @@ def _gelu(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient * (torch.erf(x * math.sqrt(0.5)) * 0.5 + 0.5)
 
 
+def _gelu_tanh(gradient: Tensor, x: Tensor) -> Tensor:
+    return gradient * (torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)) * 0.5 + 0.5)
+
+
+def _mish(gradient: Tensor, x: Tensor) -> Tensor:
+    return gradient * F.softplus(x).tanh()
+
+
 def _hardswish(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient * F.hardsigmoid(x)
 
@@ -139,5 +152,12 @@ def _deconvolved(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient.clamp(min=0)
 
 
-#: f(a) / a in closed form, which also needs no limit at 0; for calls without further arguments.
-_RATIOS: dict[str, Callable[..., Tensor]] = {"silu": _silu, "gelu": _gelu, "hardswish": _hardswish}
+#: f(a) / a in closed form, which also needs no limit at 0, or with one that is known: by operation and approximation.
+_RATIOS: dict[tuple[str, str], Callable[..., Tensor]] = {
+    ("silu", "none"): _silu,
+    ("gelu", "none"): _gelu,
+    ("gelu", "tanh"): _gelu_tanh,
+    ("mish", "none"): _mish,
+    ("hardswish", "none"): _hardswish,
+    ("tanh", "none"): partial(_quotient, torch.tanh, slope=1.0),
+}
