@@ -4,6 +4,7 @@ from lrphooks import baselines, composites, concepts, evaluation, matching, rule
 from lrphooks.audit import audit
 from lrphooks.composite import Composite
 from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
+from lrphooks.evaluation import tune
 from lrphooks.explanation import Explanation, explain, lrp, lrp_targets
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "matching",
     "rules",
     "targets",
+    "tune",
 ]
 __version__ = "0.1.0"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrphooks.composite import Composite, Entry
 from lrphooks.matching import AnyLinear, Convolution, First, Linear, ReLU, Softmax
@@ -27,6 +27,7 @@ from lrphooks.rules import (
     ZBox,
     ZPlus,
 )
+from lrphooks.rules.base import number
 
 _Number = float | Stabilizer
 
@@ -108,6 +109,65 @@ def EpsilonGammaBox(
             *layers,
             (First(Convolution), ZBox(low, high, stabilizer)),
             (Convolution, Gamma(gamma, stabilizer)),
+            (Linear, Epsilon(epsilon)),
+        )
+    )
+
+
+def GammaDecay(
+    model: nn.Module,
+    low: float | Tensor,
+    high: float | Tensor,
+    first: float = 1.0,
+    last: float = 0.03,
+    epsilon: _Number = 1e-6,
+    stabilizer: _Number = 1e-6,
+    *,
+    layers: Sequence[Entry] = (),
+) -> Composite:
+    """:func:`EpsilonGammaBox` with a gamma that falls with the depth of the convolution.
+
+    Formula: the i-th of the n convolutions of ``model``, in the order in which it registers them, has ``gamma = first *
+    (last / first) ** ((i - 1) / (n - 1))``. Those that are no modules have the geometric mean of the two.
+
+    Near the input single contributions are noisy, and a large gamma averages over them; near the output a small one
+    keeps what speaks against the explained class, which few features tell apart from its neighbours.
+
+    Parameters
+    ----------
+    model
+        The model that it is for.
+    low, high
+        As for :func:`EpsilonGammaBox`.
+    first, last
+        The gamma of the first and of the last convolution.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``low`` is above ``high``, ``first`` or ``last`` is not above 0, or a number is not finite.
+
+    References
+    ----------
+    Rules by depth: Montavon et al., "Layer-Wise Relevance Propagation: An Overview", in: Explainable AI, Springer 2019.
+    The defaults were chosen on MobileNetV2 and EfficientNet-Lite0, on pictures held apart from those that
+    ``docs/faithfulness.md`` reports.
+    """
+    for name, value in (("first", first), ("last", last)):
+        if number("GammaDecay", name, value) <= 0.0:
+            raise ValueError(f"GammaDecay: {name} must be above 0, got {value!r}. Gamma falls by equal factors.")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"GammaDecay: model must be the torch.nn.Module that it is for, got {model!r}.")
+    # In a name pattern, a bracket would begin a set of characters.
+    names = [n.replace("[", "[[]") for n, m in model.named_modules() if n and isinstance(m, Convolution.types)]
+    steps = max(1, len(names) - 1)
+    falling = [(name, Gamma(first * (last / first) ** (i / steps), stabilizer)) for i, name in enumerate(names)]
+    return Composite(
+        (
+            *layers,
+            (First(Convolution), ZBox(low, high, stabilizer)),
+            *falling,
+            (Convolution, Gamma((first * last) ** 0.5, stabilizer)),
             (Linear, Epsilon(epsilon)),
         )
     )

@@ -21,7 +21,11 @@ from lrphooks.models.own import called, named
 DEFAULT = "EpsilonPlus"
 
 #: What models say of themselves, for the presets that ask for it.
-_OF_MODEL: dict[str, Callable[[PictureModel], Any]] = {"low": lambda model: model.low, "high": lambda model: model.high}
+_OF_MODEL: dict[str, Callable[[PictureModel], Any]] = {
+    "model": lambda model: model.network,
+    "low": lambda model: model.low,
+    "high": lambda model: model.high,
+}
 #: Arguments that only Python can give.
 _FOR_PYTHON = ("layers",)
 

@@ -8,7 +8,8 @@
 Faithfulness: :class:`PixelFlipping`, :class:`SymmetricRelevanceGain`, :class:`Deletion`, :class:`Insertion`.
 Localisation: :class:`PointingGame`, :class:`RelevanceMass`, :class:`RelevanceRank`, :class:`GridPointingGame` on
 :func:`mosaics`. Complexity: :class:`Sparseness`, :class:`Complexity`. Robustness: :class:`MaxSensitivity`.
-Randomisation: :class:`ParameterRandomisation`. Conservation: :class:`ConservationError`.
+Randomisation: :class:`ParameterRandomisation`. Conservation: :class:`ConservationError`. :func:`tune`
+chooses the parameters of a composite by any of them.
 """
 
 from lrphooks.evaluation.complexity import Complexity, Sparseness
@@ -21,6 +22,7 @@ from lrphooks.evaluation.mosaics import Mosaics, mosaics
 from lrphooks.evaluation.randomisation import ParameterRandomisation
 from lrphooks.evaluation.result import Difference, Result, difference
 from lrphooks.evaluation.robustness import ConservationError, MaxSensitivity
+from lrphooks.evaluation.tuning import Space, Trial, Tuning, tune
 
 __all__ = [
     "Blur",
@@ -46,8 +48,12 @@ __all__ = [
     "RelevanceMass",
     "RelevanceRank",
     "Result",
+    "Space",
     "Sparseness",
     "SymmetricRelevanceGain",
+    "Trial",
+    "Tuning",
     "difference",
     "mosaics",
+    "tune",
 ]
