@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 import weakref
 
 import pytest
@@ -264,3 +265,44 @@ def test_a_gradient_has_no_books():
 
 def test_it_is_public():
     assert lrphooks.audit is audit
+
+
+# --- what it holds ---
+
+
+def held_by(recorder):
+    """The bytes of all tensors that a recorder holds by itself, those of the graph left out."""
+    waiting, seen, storages = [recorder.records, recorder.result], set(), {}
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, torch.Tensor):
+            if thing.grad_fn is None:
+                storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+        elif type(thing).__name__ in ("list", "tuple", "dict", "Record", "Flow", "Seen", "Call", "function", "cell"):
+            waiting += gc.get_referents(thing)
+    return sum(storages.values())
+
+
+class Chain(nn.Module):
+    """Ten results, each of which two operations take."""
+
+    def forward(self, x):
+        for _ in range(5):
+            x = x.tanh() * x
+        return x.sum(-1, keepdim=True)
+
+
+def test_each_activation_is_kept_once_and_so_is_each_gradient(monkeypatch):
+    """The operations that make and take an activation share its copy; what an operand receives is summed up."""
+    found = []
+    report = sys.modules["lrphooks.audit"]._report
+    monkeypatch.setattr(
+        sys.modules["lrphooks.audit"], "_report", lambda r, *a: found.append(held_by(r)) or report(r, *a)
+    )
+    x = torch.linspace(0.5, 1.5, 1000, dtype=torch.float64)[None]
+    audit(Chain(), x, 0, EXACT)
+    activations, gradients, one = 11, 10, x.untyped_storage().nbytes()
+    assert (activations + gradients - 1) * one < found[0] <= (activations + gradients) * one + 200
