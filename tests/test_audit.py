@@ -267,6 +267,24 @@ def test_it_is_public():
     assert lrphooks.audit is audit
 
 
+@pytest.mark.parametrize("carrying", ["query key value", "value", "query key"])
+def test_fused_attention_with_constant_weights(carrying):
+    """softmax(q k^T) v is linear in v: all that arrives goes there, or to the rule where v carries none."""
+
+    class Model(nn.Module):
+        def forward(self, x):
+            q, k, v = (x * scale if name in carrying else x.detach() * scale for name, scale in scales.items())
+            return F.scaled_dot_product_attention(q, k, v).flatten(1) + x.flatten(1)
+
+    scales = {"query": 1, "key": 2, "value": 3}
+    x = torch.linspace(-1, 1.5, 24, dtype=torch.float64).reshape(2, 3, 4)
+    report = audit(Model(), x, 5, composites.CPLRP(epsilon=0))
+    attended = F.scaled_dot_product_attention(x, 2 * x, 3 * x).flatten(1)[:, 5].sum()
+    assert report.unexplained < 1e-14
+    assert not report.imbalances
+    assert report.sinks.get("rule", 0.0) == pytest.approx(0.0 if "value" in carrying else float(attended), abs=1e-14)
+
+
 # --- what it holds ---
 
 

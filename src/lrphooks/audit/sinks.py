@@ -141,7 +141,7 @@ def operation_sinks(seen: Seen, *, unruled: bool = False) -> Sinks:
     if all(g is None for g in seen.gradients):
         return {}
     kind, rule = seen.call.operation.kind, seen.rule
-    if isinstance(rule, Constant) and kind != "moments":
+    if isinstance(rule, Constant) and kind not in ("moments", "attention"):
         return {"rule": seen.arriving}
     if unruled or (isinstance(rule, Gradient) and kind in _NONLINEAR):
         return {"unruled" if unruled else "rule": seen.arriving - sum(seen.contributions())}
@@ -218,7 +218,7 @@ def _quotient(seen: Seen) -> Sinks:
 
 
 def _attention(seen: Seen) -> Sinks:
-    """The weights of the values receive one half, which q and k share as far as their logits reach."""
+    """The weights of the values receive one half, which q and k share as far as their logits reach, or nothing."""
     call, names = seen.call, ("query", "key", "value", "attn_mask")
     operands = [call.argument(i, n) for i, n in enumerate(names)]
     carries = [any(t is c for c in seen.carriers) for t in operands]
@@ -229,6 +229,8 @@ def _attention(seen: Seen) -> Sinks:
     carriers = tuple(t for t, carried in zip(copies, carries, strict=True) if carried)
     alone = iter(Seen(apart, seen.rule, carriers, seen.outputs, seen.gradients).contributions())
     q, k, v, mask = (next(alone) if carried else 0.0 for carried in carries)
+    if isinstance(seen.rule, Constant):
+        return {"rule": seen.arriving - v}
     half = 1.0 / ((carries[0] or carries[1] or carries[3]) + carries[2])
     return {"softmax offset": seen.arriving - half * (v + mask + (q + k) / max(1, carries[0] + carries[1]))}
 
