@@ -112,6 +112,53 @@ def test_a_transform_of_what_carries_no_relevance_is_none_of_our_business():
     equal(relevance(EXACT, Calls(masked), X), relevance(EXACT, Calls(lambda z: z * (torch.arange(3) % 2)), X))
 
 
+class Ensemble(nn.Module):
+    """Stacked weights of several networks on one input, which the transform does not hold itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.nets = nn.ModuleList(net() for _ in range(2))
+
+    def forward(self, x):
+        parameters, _ = torch.func.stack_module_state(self.nets)
+        run = torch.func.vmap(lambda p: torch.func.functional_call(self.nets[0], p, (x,)))
+        return run(parameters).mean(0)
+
+
+def test_a_transform_over_weights_is_refused():
+    with pytest.raises(LRPError, match=r"transform of torch\.func \(vmap"):
+        lrp(Ensemble(), X, 0, ZPLUS)
+
+
+def test_a_transform_that_only_moves_values_runs():
+    def picked(z):
+        return torch.func.vmap(lambda i: z[i])(torch.arange(2).flip(0))
+
+    equal(relevance(EXACT, Calls(picked), X), relevance(EXACT, Calls(lambda z: z[:2].flip(0)), X))
+
+
+class Force(nn.Module):
+    """The derivative of an energy, as models of molecules return it."""
+
+    def __init__(self, create_graph):
+        super().__init__()
+        self.net, self.create_graph = net(), create_graph
+
+    def forward(self, x):
+        energy = self.net(x).square().sum()
+        return x * torch.autograd.grad(energy, x, create_graph=self.create_graph)[0]
+
+
+def test_derivatives_within_the_model_are_refused_and_constants_where_they_have_no_graph():
+    with pytest.raises(LRPError, match=r"differentiates .* in the model \(Force\).*create_graph=True.*Explain what it"):
+        lrp(Force(create_graph=True), X, 0, EXACT)
+    found = lrp(Force(create_graph=False), X, 0, EXACT)
+    leaf = X.clone().requires_grad_()
+    wanted = leaf.detach() * torch.autograd.grad(net()(leaf).square().sum(), leaf)[0]
+    wanted[:, 1:] = 0.0
+    equal(found, wanted)
+
+
 class Threaded(nn.Module):
     def __init__(self):
         super().__init__()

@@ -206,8 +206,8 @@ def DeconvNet(*, layers: Sequence[Entry] = ()) -> Composite:
 def AttnLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
     """Epsilon on linear layers, products half each, softmax by its gradient. For any model, transformers above all.
 
-    With ``epsilon=0`` relevance takes no more memory than the gradient. No stabilizer is needed then, since the modified
-    gradient divides by no activation.
+    No stabilizer is needed, since the modified gradient divides by no activation: with ``epsilon=0`` relevance takes
+    about as much memory as the gradient.
 
     The softmax expansion has an offset that absorbs relevance of its own; :func:`CPLRP` has none.
 
@@ -221,7 +221,7 @@ def AttnLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composi
 def CPLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
     """Epsilon on linear layers, attention weights constant, so the values take all. For any model.
 
-    As for :func:`AttnLRP`, ``epsilon=0`` takes no more memory than the gradient.
+    As for :func:`AttnLRP`, ``epsilon=0`` takes about as much memory as the gradient.
 
     References
     ----------

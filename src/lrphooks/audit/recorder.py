@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lrphooks.audit.sinks import Seen, Sinks, dot, layer_sinks, operation_sinks
+from lrphooks.audit.sinks import Seen, Sinks, copy_of, dot, layer_sinks, operation_sinks
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.nodes import ScaleNode
@@ -32,12 +32,17 @@ _MOVES = ("shape", "split")
 
 @dataclass(eq=False)
 class Flow:
-    """A tensor on its way from one operation to another, and the gradient and the relevance that came back by it."""
+    """A tensor on its way from one operation to another, and the gradient and the relevance that came back by it.
+
+    kept: whether formulas ask for them; else only their amount stays.
+    """
 
     value: Tensor
     gradient: Tensor | None = None
     relevance: Tensor | None = None
     source: Record | None = None
+    kept: bool = False
+    _amount: float = 0.0
 
     def watch(self, tensor: Tensor, *, as_relevance: bool = False, written: Tensor | None = None) -> None:
         """Keep the gradient that arrives at a tensor, or at the part of another that was ``written`` through it."""
@@ -47,8 +52,11 @@ class Flow:
         part = None if written is None else _part(written, tensor)
 
         def keep(gradient: Tensor | None) -> None:
-            if gradient is not None:
-                found = gradient.detach() if part is None else part(gradient.detach())
+            if gradient is None:
+                return
+            found = gradient.detach() if part is None else part(gradient.detach())
+            self._amount += float(found.double().sum()) if as_relevance else dot(self.value, found)
+            if self.kept:
                 before = getattr(self, name)
                 setattr(self, name, found if before is None else before + found)
 
@@ -60,8 +68,7 @@ class Flow:
     @property
     def amount(self) -> float:
         """The relevance that came back."""
-        direct = 0.0 if self.relevance is None else float(self.relevance.double().sum())
-        return dot(self.value, self.gradient) + direct
+        return self._amount
 
 
 @dataclass(eq=False)
@@ -135,7 +142,7 @@ class Recorder(Observer):
         if note is not None:
             facts = {"nonnegative": note.nonnegative, "offset": note.offset, "link": note.link, "layer": note.layer}
             notes.write(probed, run, ruled=note.ruled, maker=note.maker, **facts)
-        flow = Flow(tensor.detach().clone(), source=_owner(tensor) if as_relevance else self._source(run, tensor))
+        flow = Flow(copy_of(tensor), source=_owner(tensor) if as_relevance else self._source(run, tensor))
         flow.watch(probed, as_relevance=as_relevance)
         self._waiting.append(flow)
         return probed
@@ -170,7 +177,7 @@ class Recorder(Observer):
         record.handed, self._waiting = self._waiting, []
         results = list(self._results(call, out))
         for tensor in results:
-            flow = Flow(tensor.detach().clone())
+            flow = Flow(copy_of(tensor), kept=True)
             flow.watch(tensor, written=tensor._base if call.writes_in_place and tensor._is_view() else None)
             record.arrived.append(flow)
             notes.write(tensor, run, maker=record)
@@ -193,7 +200,7 @@ class Recorder(Observer):
         # Its operand was probed before the layer was known.
         record.handed += self._waiting
         self._waiting = []
-        flow = Flow(torch.zeros(()) if output is None else output.detach().clone())
+        flow = Flow(torch.zeros(()) if output is None else copy_of(output), kept=True)
         if output is not None:
             flow.watch(output)
             notes.write(output, layer.run, maker=record)
@@ -213,7 +220,7 @@ class Recorder(Observer):
         """Record relevance that goes past what the model computes."""
         record = self.begin(run, "pass", rule)
         record.handed, self._waiting = self._waiting, []
-        flow = Flow(output.detach().clone())
+        flow = Flow(copy_of(output), kept=True)
         flow.watch(output)
         flow.watch(link, as_relevance=True)
         _lead(link, record)

@@ -26,8 +26,20 @@ from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU,
 if TYPE_CHECKING:
     from lrphooks.engine.layer_call import LayerCall
 
+#: Under this name a tensor has the copy of its values.
+_COPY = "_lrphooks_copy"
+
 #: Amounts of relevance by what absorbed them.
 Sinks = dict[str, float]
+
+
+def copy_of(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor's values, one for all who ask until the data changes."""
+    held: tuple[int, Tensor] | None = tensor.__dict__.get(_COPY)
+    if held is None or held[0] != tensor._version:
+        held = (tensor._version, tensor.detach().clone())
+        setattr(tensor, _COPY, held)
+    return held[1]
 
 
 def dot(values: Tensor, gradient: Tensor | None) -> float:
@@ -96,7 +108,7 @@ class Seen:
         for tensor in tensors_in((call.args, call.kwargs)):
             carries = any(tensor is t for t in call.dependent)
             # What the call overwrites must be kept; other constants may be shared.
-            change[id(tensor)] = tensor.detach().clone() if carries or tensor is target else tensor.detach()
+            change[id(tensor)] = copy_of(tensor) if carries or tensor is target else tensor.detach()
         args, kwargs = replace_tensors(call.args, change), replace_tensors(call.kwargs, change)
         carriers = tuple({id(t): change[id(t)] for t in call.dependent}.values())
         return cls(Call(call.operation, call.function, args, kwargs, list(carriers)), rule, carriers)
@@ -211,7 +223,7 @@ def _quotient(seen: Seen) -> Sinks:
 
 
 def _attention(seen: Seen) -> Sinks:
-    """The weights of the values receive one half, which q and k share as far as their logits reach."""
+    """The weights of the values receive one half, which q and k share as far as their logits reach, or nothing."""
     call, names = seen.call, ("query", "key", "value", "attn_mask")
     operands = [call.argument(i, n) for i, n in enumerate(names)]
     carries = [any(t is c for c in seen.carriers) for t in operands]

@@ -69,16 +69,19 @@ def refuse_reentrant_checkpoint() -> None:
         frame = frame.f_back  # type: ignore[assignment]
 
 
-def refuse_transformed(tensors: Iterable[Tensor], carries: Callable[[Tensor], bool] | None = None) -> None:
+def refuse_transformed(
+    tensors: Iterable[Tensor], carries: Callable[[Tensor], bool] | None = None, *, moves: bool = False
+) -> None:
     """Raise an error if a transform of torch.func holds a tensor, whose autograd graph is out of sight.
 
-    With ``carries``, only tensors that carry relevance count.
+    With ``carries``, tensors that carry relevance count, also those that the transform meets from outside, unless the
+    operation only ``moves`` their values.
     """
     for tensor in tensors:
         inner = tensor
         while torch._C._functorch.is_functorch_wrapped_tensor(inner):
             inner = torch._C._functorch.get_unwrapped(inner)
-        if inner is not tensor and (carries is None or carries(inner)):
+        if (inner is not tensor) if carries is None else (inner is not tensor or not moves) and carries(inner):
             raise LRPError(
                 "The model runs inside a transform of torch.func (vmap, grad, jvp, jacrev), or runs one, whose "
                 "operations have no autograd graph of their own to carry relevance. Run it on a batch instead; for "

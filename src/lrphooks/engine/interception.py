@@ -78,5 +78,6 @@ class Interception(DeviceContext):
             refuse_reentrant_checkpoint()
             return func(*args, **(kwargs or {}))
         if torch._C._are_functorch_transforms_active():
-            refuse_transformed(tensors_in((args, kwargs or {})), self.run.carries)
+            moves = operation.kind in ("shape", "split")
+            refuse_transformed(tensors_in((args, kwargs or {})), self.run.carries, moves=moves)
         return self.run.execute(operation, func, args, kwargs or {})

@@ -334,6 +334,12 @@ class Run:
         out = call.invoke()
         if isinstance(rule, Constant):
             stop(self, out)
+        elif call.function is torch.autograd.grad and any(t.requires_grad for t in tensors_in((out,))):
+            raise LRPError(
+                f"A model that differentiates within its forward pass, in {self.name_of_running()}, has no relevance: "
+                "the operations of torch.autograd.grad(..., create_graph=True) cannot be seen. Explain what it "
+                "differentiates (the energy), or leave out create_graph, which makes the derivative a constant."
+            )
         elif rule is None and any(t.requires_grad for t in tensors_in((out,))):
             self.unmatched(call, "lrphooks has no rule for it")
         return out
