@@ -76,7 +76,7 @@ def test_captums_lrp_with_its_alpha_beta_rule(close):
         ((1, 2, 0), lambda y: y[:, 1, 2, 0]),
         ([(1, 2, 0), (0, 1, 1)], lambda y: torch.stack([y[0, 1, 2, 0], y[1, 0, 1, 1]])),
     ],
-    ids=repr,
+    ids=["one for all rows", "one a row"],
 )
 def test_targets_in_outputs_of_more_dimensions(target, pick, close):
     model = nn.Conv2d(3, 2, 3).double()
