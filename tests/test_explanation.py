@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lrphooks
-from lrphooks import Composite, LRPError, composites, lrp
+from lrphooks import Composite, LRPError, composites, explain, lrp
 from lrphooks.matching import AnyLinear
 from lrphooks.rules import Epsilon, ZPlus
 from small_networks import NETWORKS, equal, every_layer, network, relevance
@@ -357,3 +357,25 @@ def test_an_example_without_rows_is_not_taken_for_many():
         lrp(nn.Linear(6, 4), torch.randn(6), 1, EXACT)
     model, x = nn.Sequential(nn.Linear(6, 1, bias=False), nn.Flatten(0)).double(), X[:3]
     equal(lrp(model, x, None, EXACT), x * model[0].weight.detach())
+
+
+# --- what a notebook shows ---
+
+
+def test_a_notebook_shows_the_numbers_and_the_picture():
+    found = explain(_images_to_classes(), torch.rand(1, 3, 8, 8), 1)
+    page = found._repr_html_()
+    assert f"{float(found.explained):.4g}" in page
+    assert "data:image/png;base64," in page
+    assert found.picture().width > found.picture().height
+
+
+def test_a_notebook_shows_a_table_alone_of_what_is_no_picture():
+    found = explain(torch.nn.Linear(3, 2), torch.rand(1, 3), composite=composites.CPLRP())
+    assert found.picture() is None
+    assert "the largest output" in found._repr_html_()
+    assert "<img" not in found._repr_html_()
+
+
+def _images_to_classes():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 2))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lrphooks import backward, selection
+from lrphooks import backward, selection, visualization
 from lrphooks.baselines.base import Baseline
 from lrphooks.composite import Composite
 from lrphooks.composites import EpsilonPlus
@@ -20,6 +20,9 @@ from lrphooks.forward import Inputs, explained
 from lrphooks.recording import Record, functions_of
 from lrphooks.selection import Target
 from lrphooks.targets import resolve
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,8 +69,31 @@ class Explanation:
             parts.append(f"recorded={list(self.recorded)}")
         if self.parameters:
             parts.append(f"parameters of {len(self.parameters)} tensors")
-        shapes = [str(tuple(t.shape)) for t in containers.tensors(self.relevance)]
-        return f"Explanation(relevance of shape {', '.join(shapes)}, {', '.join(parts)})"
+        return f"Explanation(relevance of shape {', '.join(self._shapes())}, {', '.join(parts)})"
+
+    def picture(self, *, title: str = "", most: int = 4) -> Image | None:
+        """Return the inputs beside their relevance, as :func:`lrphooks.visualization.picture_of` draws them.
+
+        None where they are neither images, (B, C, H, W), nor signals, (B, C, T).
+        """
+        return visualization.picture_of(self.inputs, self.relevance, title=title, most=most)
+
+    def _shapes(self) -> list[str]:
+        return [str(tuple(t.shape)) for t in containers.tensors(self.relevance)]
+
+    def _repr_html_(self) -> str:
+        values = ", ".join(f"{value:.4g}" for value in self.explained.flatten()[:4].tolist())
+        summary = {
+            "f(x)": values + (", …" if self.explained.numel() > 4 else ""),
+            "relevance": f"{self.total:.4g} in all, of shape {', '.join(self._shapes())}",
+            "target": "the largest output" if self.target is None else repr(self.target),
+            "composite": repr(self.composite),
+        }
+        if self.recorded:
+            summary["recorded"] = ", ".join(self.recorded)
+        if self.parameters:
+            summary["parameters"] = f"{len(self.parameters)} tensors"
+        return visualization.html_of(summary, self.picture())
 
 
 def lrp(
