@@ -213,3 +213,14 @@ def test_other_misuse_is_refused():
         grid([one, np.ones((2, 3, 4, 4))])
     with pytest.raises(ValueError, match="side must be at least 1 pixel, not 0"):
         grid([one], side=0)
+
+
+@pytest.mark.parametrize("shared_scale", [True, False])
+def test_a_bar_has_room_for_its_numbers_beside_a_flat_panel(shared_scale):
+    relevance = np.zeros((2, 200))
+    relevance[0, 0], relevance[0, 1] = 1.0, -1.0
+    drawn = pixels(grid([relevance], shared_scale=shared_scale, side=200))
+    bar = drawn[:, 20 + 200 + 10 :]
+    # Three lines of 15 pixels, one for each number, and all of them on the canvas.
+    assert where(bar, BLUE)[3] - where(bar, RED)[1] >= 3 * 15
+    assert where(bar, BLUE)[3] < drawn.shape[0] - 10

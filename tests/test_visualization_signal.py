@@ -140,3 +140,12 @@ def test_misuse_is_refused():
     for wrong in ({"rate": 0}, {"size": (720, 10)}):
         with pytest.raises(ValueError, match="the rate must be above 0, and width and height at least 36 pixels"):
             curves(np.ones(3), np.ones(3), **wrong)
+
+
+def test_a_small_drawing_has_few_numbers_and_room_for_its_bar():
+    small, large = (pixels(curves(np.ones(3), np.ones(3), size=size)) for size in ((200, 40), (200, 200)))
+    bar = small[:, -100:]
+    rows = [np.nonzero((bar == colour).all(axis=2).any(axis=1))[0] for colour in (RED, BLUE)]
+    assert rows[1].max() - rows[0].min() >= 3 * 15
+    assert len(_Axis(0, 10).ticks(1)) < len(_Axis(0, 10).ticks(6))
+    assert large.shape[0] > small.shape[0]

@@ -43,6 +43,11 @@ class Bar:
         texts = [*self.numbers.values(), *([_BEYOND] if any(self.beyond.values()) else [])]
         return _GAP + _THICKNESS + _TICK + 4 + math.ceil(max(NUMBERS.width(text) for text in texts))
 
+    @property
+    def least_height(self) -> int:
+        """The height that keeps the numbers apart."""
+        return (len(self.numbers) + sum(self.beyond.values())) * NUMBERS.height
+
     def draw(self, canvas: Image.Image, corner: tuple[int, int], height: int) -> None:
         """Draw the bar, so high, with its gap's upper left corner there."""
         x, y = corner[0] + _GAP, corner[1]

@@ -206,7 +206,9 @@ class _Cell:
     def size(self) -> tuple[int, int]:
         """Width and height, without the caption."""
         width, height = (0, 0) if self.image is None else self.image.size
-        return width + (0 if self.bar is None else self.bar.width), height
+        if self.bar is None:
+            return width, height
+        return width + self.bar.width, max(height, self.bar.least_height)
 
 
 def _arranged(cells: list[list[_Cell]], title: str, bar: Bar | None) -> Image.Image:
@@ -219,15 +221,17 @@ def _arranged(cells: list[list[_Cell]], title: str, bar: Bar | None) -> Image.Im
     width = max([inner, *(math.ceil(TITLE.width(line)) for line in heading)]) + 2 * MARGIN
     above = [count * CAPTION.height + (6 if count else 0) for count in lines]
     top = MARGIN + len(heading) * TITLE.height + (GAP // 2 if heading else 0)
-    height = top + sum(heights) + sum(above) + GAP * (len(cells) - 1) + MARGIN
+    height = sum(heights) + sum(above) + GAP * (len(cells) - 1)
+    tall = 0 if bar is None else max(heights[0], bar.least_height)
+    height = top + max(height, above[0] + tall) + MARGIN
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
     for index, line in enumerate(heading):
         TITLE.draw(draw, (MARGIN, MARGIN + (index + 0.42) * TITLE.height), line, INK)
+    if bar is not None:
+        bar.draw(canvas, (width - MARGIN - bar.width, top + above[0]), tall)
     y = top
     for row, row_height, row_above, count in zip(cells, heights, above, lines, strict=True):
-        if bar is not None and y == top:
-            bar.draw(canvas, (width - MARGIN - bar.width, y + row_above), row_height)
         x = MARGIN
         for cell, column_width in zip(row, widths, strict=False):
             # The last line stands on the panel, whatever the number of lines.
@@ -237,7 +241,8 @@ def _arranged(cells: list[list[_Cell]], title: str, bar: Bar | None) -> Image.Im
                 canvas.paste(cell.image, (x, y + row_above))
                 frame(draw, (x, y + row_above), cell.image.size)
                 if cell.bar is not None:
-                    cell.bar.draw(canvas, (x + cell.image.width, y + row_above), cell.image.height)
+                    tall = max(cell.image.height, cell.bar.least_height)
+                    cell.bar.draw(canvas, (x + cell.image.width, y + row_above), tall)
             x += column_width + GAP
         y += row_above + row_height + GAP
     return canvas

@@ -92,29 +92,33 @@ def _stacked(
     width, height = size
     bar = Bar(paint)
     heights = [_Axis(*_padded(channel)) for channel in signal]
-    left = MARGIN + max(math.ceil(NUMBERS.width(text)) for own in heights for _, text in own.ticks(4)) + _TICK + 4
+    labels = [own.ticks(max(1, height // 30)) for own in heights]
+    left = MARGIN + math.ceil(max((NUMBERS.width(text) for row in labels for _, text in row), default=0.0)) + _TICK + 4
     heading = TITLE.wrapped(title, width, 3) if title.strip() else []
     above = 0 if names is None else CAPTION.height + 6
     top = MARGIN + len(heading) * TITLE.height + (GAP // 2 if heading else 0)
     bottom = top + len(signal) * (above + height) + (len(signal) - 1) * GAP
+    tall = max(min(bottom - top - above, 2 * max(120, height)), bar.least_height)
     below = _TICK + 4 + NUMBERS.height + (NUMBERS.height if axis.name else 0)
-    canvas = Image.new("RGB", (left + width + bar.width + MARGIN, bottom + below + MARGIN), "white")
+    canvas = Image.new(
+        "RGB", (left + width + bar.width + MARGIN, max(bottom + below, top + above + tall) + MARGIN), "white"
+    )
     draw = ImageDraw.Draw(canvas)
     for index, line in enumerate(heading):
         TITLE.draw(draw, (MARGIN, MARGIN + (index + 0.42) * TITLE.height), line, INK)
-    bar.draw(canvas, (left + width, top + above), min(bottom - top - above, 2 * max(120, height)))
-    for index, own in enumerate(heights):
+    bar.draw(canvas, (left + width, top + above), tall)
+    for index, (own, ticks) in enumerate(zip(heights, labels, strict=True)):
         y = top + index * (above + height + GAP)
         if names is not None:
             CAPTION.draw(draw, (left, y + CAPTION.height // 2), CAPTION.shortened(names[index], width), GREY)
         y += above
         canvas.paste(_curve(signal[index], values[index], own, paint, size), (left, y))
         frame(draw, (left, y), size)
-        for share, text in own.ticks(4):
+        for share, text in ticks:
             place = y + round((1.0 - share) * (height - 1))
             draw.line((left - 1 - _TICK, place, left - 2, place), fill=GREY)
             NUMBERS.draw(draw, (left - 5 - _TICK - NUMBERS.width(text), place), text, GREY)
-    for share, text in axis.ticks(8):
+    for share, text in axis.ticks(max(1, width // 90)):
         place = left + round(share * (width - 1))
         draw.line((place, bottom + 1, place, bottom + _TICK), fill=GREY)
         middle = place - NUMBERS.width(text) / 2

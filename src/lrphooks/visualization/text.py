@@ -20,7 +20,7 @@ from lrphooks.visualization.scale import POOLINGS, Paint, Style
 from lrphooks.visualization.tokens import Join, Piece, pieces
 
 LETTERS = Lettering(18)
-_PADDING, _BAR_HEIGHT = 20, 64
+_PADDING, _BAR_HEIGHT = 20, 128
 _RESET = "\x1b[0m"
 _NEWLINE = "↵"
 # On a terminal, what has less than this share of the full colour keeps the terminal's own colours.
@@ -108,10 +108,10 @@ class Text:
             box = (x, y - LETTERS.height // 2 - 1, x + LETTERS.width(text), y + LETTERS.height // 2 + 2)
             draw.rounded_rectangle(box, radius=3, fill=colour)
             LETTERS.draw(draw, (x, y), text, ink_on(colour))
-        tall = max(height, _BAR_HEIGHT)
+        tall = max(height, bar.least_height)
         canvas = Image.new("RGB", (width + bar.width + 3 * _PADDING, tall + 2 * _PADDING), "white")
         canvas.paste(card, (_PADDING, _PADDING))
-        bar.draw(canvas, (_PADDING + width, _PADDING), min(tall, 2 * _BAR_HEIGHT))
+        bar.draw(canvas, (_PADDING + width, _PADDING), max(min(tall, _BAR_HEIGHT), bar.least_height))
         return canvas
 
     def _placed(self, width: int) -> tuple[list[tuple[tuple[float, int], str, float]], int]:
