@@ -283,19 +283,22 @@ def _explain(
         places: list[Any] = [*inputs.leaves, *edges, *asked.values()]
         (grads,) = backward.each([value], places, 1)
     count = len(inputs.leaves)
-    found = {} if taps is None else taps.relevance(grads[count : count + len(edges)])
-    functions = {name: function for name, (_, function) in wanted.items()}
-    recorded = {name: r if (f := functions[name]) is None else f(r) for name, r in found.items()}
-    of_parameters = {
-        name: torch.zeros_like(p)
-        if grad is None
-        else (p.detach().conj() * grad).real
-        if p.is_complex()
-        else p.detach() * grad
-        for (name, p), grad in zip(asked.items(), grads[count + len(edges) :], strict=True)
-    }
-    relevance = inputs.arranged(grads[:count])
-    return Explanation(relevance, value.detach(), target, composite, given, recorded, of_parameters)
+    at_inputs, at_edges, at_parameters = grads[:count], grads[count : count + len(edges)], grads[count + len(edges) :]
+    recorded = {}
+    if taps is not None:
+        for name, relevance in taps.relevance(at_edges).items():
+            function = wanted[name][1]
+            recorded[name] = relevance if function is None else function(relevance)
+    learned = {name: _times(p, grad) for (name, p), grad in zip(asked.items(), at_parameters, strict=True)}
+    return Explanation(inputs.arranged(at_inputs), value.detach(), target, composite, given, recorded, learned)
+
+
+def _times(parameter: Tensor, gradient: Tensor | None) -> Tensor:
+    """Return a parameter's relevance from its gradient, which is 0 where relevance does not reach it."""
+    values = parameter.detach()
+    if gradient is None:
+        return torch.zeros_like(values)
+    return (values.conj() * gradient).real if values.is_complex() else values * gradient
 
 
 def _parameters(model: nn.Module, who: str) -> dict[str, nn.Parameter]:

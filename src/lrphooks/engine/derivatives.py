@@ -1,0 +1,49 @@
+"""Derivatives that nodes hand on: true ones, and in a relevance pass those of parameters, if they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lrphooks.engine.run import Run
+
+
+def true_derivative(
+    function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], gradient: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of ``function(*inputs)`` for the needed inputs, differentiable where grad mode is on."""
+    create = torch.is_grad_enabled()
+    wanted = [i for i, need in enumerate(needed) if need and inputs[i] is not None]
+    if not wanted:
+        return tuple(None for _ in inputs)
+    with torch.enable_grad():
+        # Fresh handles keep this derivative local; with create_graph they stay attached to the graph behind them.
+        local = list(inputs)
+        for i in wanted:
+            tensor = inputs[i]
+            assert tensor is not None
+            local[i] = torch.ops.aten.alias(tensor) if create else tensor.detach().requires_grad_()
+        out = function(*local)
+        sources = [tensor for i in wanted if (tensor := local[i]) is not None]
+        grads = torch.autograd.grad(out, sources, gradient, create_graph=create, allow_unused=True)
+    result: list[Tensor | None] = [None] * len(inputs)
+    for i, grad in zip(wanted, grads, strict=True):
+        result[i] = grad
+    return tuple(result)
+
+
+def of_parameters(
+    run: Run,
+    function: Callable[..., Tensor],
+    inputs: tuple[Tensor | None, ...],
+    gradient: Tensor,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of all inputs but the first in a relevance pass: of parameters, if they are asked for."""
+    if not run.parameters:
+        return (None,) * (len(inputs) - 1)
+    return true_derivative(function, inputs, gradient, (False, *needed[1:]))[1:]
