@@ -53,6 +53,16 @@ def test_nothing_is_altered(name, baseline, train):
 
 
 @pytest.mark.parametrize("baseline", BASELINES, ids=repr)
+def test_a_model_that_overwrites_its_input(baseline, close):
+    """It is served, and writes to a copy."""
+    model, x = network("vgg")
+    before = x.clone()
+    found = baseline(nn.Sequential(nn.ReLU(inplace=True), model).eval(), x, 2)
+    assert torch.equal(x, before)
+    close(found, baseline(nn.Sequential(nn.ReLU(), model).eval(), x, 2))
+
+
+@pytest.mark.parametrize("baseline", BASELINES, ids=repr)
 def test_nothing_is_altered_where_the_model_raises(baseline):
     class Fails(nn.Module):
         def __init__(self):
