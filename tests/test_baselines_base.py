@@ -53,6 +53,40 @@ def test_nothing_is_altered(name, baseline, train):
 
 
 @pytest.mark.parametrize("baseline", BASELINES, ids=repr)
+def test_a_model_that_overwrites_its_input(baseline, close):
+    """It is served, and writes to a copy."""
+    model, x = network("vgg")
+    before = x.clone()
+    found = baseline(nn.Sequential(nn.ReLU(inplace=True), model).eval(), x, 2)
+    assert torch.equal(x, before)
+    close(found, baseline(nn.Sequential(nn.ReLU(), model).eval(), x, 2))
+
+
+@pytest.mark.parametrize("baseline", BASELINES, ids=repr)
+def test_explain_alters_nothing_either(baseline):
+    """It runs the model once more, for the explained values."""
+    model, x = network("residual", train=True)
+    model = nn.Sequential(nn.ReLU(inplace=True), model)
+    before, (hooks, modes, values) = x.clone(), state(model)
+    explain(model, x, 1, baseline)
+    assert torch.equal(x, before)
+    assert state(model)[:2] == (hooks, modes)
+    assert all(torch.equal(value, values[key]) for key, value in model.state_dict().items())
+
+
+def test_lrp_with_a_baseline_runs_the_model_no_more_than_the_baseline():
+    calls = []
+
+    class Counting(nn.Module):
+        def forward(self, x):
+            calls.append(len(x))
+            return x.square()
+
+    lrp(Counting(), torch.randn(2, 3), 1, Gradient())
+    assert calls == [2]
+
+
+@pytest.mark.parametrize("baseline", BASELINES, ids=repr)
 def test_nothing_is_altered_where_the_model_raises(baseline):
     class Fails(nn.Module):
         def __init__(self):

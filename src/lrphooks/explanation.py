@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from lrphooks import backward, selection, visualization
+from lrphooks import backward, visualization
 from lrphooks.baselines.base import Baseline
 from lrphooks.composite import Composite
 from lrphooks.composites import EpsilonPlus
@@ -19,7 +18,6 @@ from lrphooks.engine.taps import Taps
 from lrphooks.forward import Inputs, explained
 from lrphooks.recording import Record, functions_of
 from lrphooks.selection import Target
-from lrphooks.targets import resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -149,6 +147,8 @@ def lrp(
     >>> first, second = lrp(model, (image, text), target=0)
     >>> _, relevance = lrp(model, (), target=1, composite=AttnLRP(), kwargs={"inputs_embeds": embeddings})
     """
+    if isinstance(composite, Baseline):
+        return composite.attribute(model, x, target, kwargs=kwargs)
     return _explain(model, x, target, composite, kwargs=kwargs, who="lrp").relevance
 
 
@@ -269,8 +269,9 @@ def _explain(
                 f"{who}: {composite!r} attributes to inputs alone, so there is nothing to record of inner modules or "
                 "parameters. Leave record and parameters out, or give a composite."
             )
-        relevance = composite.attribute(model, x, resolve(model, target), kwargs=kwargs)
-        return Explanation(relevance, _values(model, Inputs(x, kwargs, who), target), target, composite, given)
+        relevance = composite.attribute(model, x, target, kwargs=kwargs)
+        values = composite.explained(model, x, target, kwargs=kwargs)
+        return Explanation(relevance, values, target, composite, given)
     composite = checked(composite, who)
     inputs = Inputs(x, kwargs, who)
     wanted = {} if record is None else functions_of(model, record, who)
@@ -319,11 +320,3 @@ def checked(composite: Composite | None, who: str) -> Composite:
         hint = f" Did you mean {composite.__name__}()?" if callable(composite) else ""
         raise TypeError(f"{who}: composite must be a Composite, such as EpsilonPlus(), got {composite!r}.{hint}")
     return composite
-
-
-def _values(model: nn.Module, inputs: Inputs, target: Target) -> Tensor:
-    """Return the explained values of a model as it is."""
-    inputs.check()
-    with torch.no_grad():
-        args, keywords = inputs.enter()
-        return selection.select(model(*args, **keywords), resolve(model, target), inputs.rows).detach()

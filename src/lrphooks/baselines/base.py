@@ -37,6 +37,14 @@ class Baseline(ABC):
             question = Question(model, x, target, kwargs, type(self).__name__)
             return question.arranged(self.attributions(question))
 
+    def explained(
+        self, model: nn.Module, x: Any, target: Target = None, *, kwargs: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """Return the explained value f(x) of each row, of the same arguments, without a graph."""
+        with torch.inference_mode(mode=False), torch.no_grad(), untouched(model):
+            question = Question(model, x, target, kwargs, type(self).__name__)
+            return question.explained([t.unsqueeze(0) for t in question.inputs]).detach()
+
     def __call__(
         self, model: nn.Module, x: Any, target: Target = None, *, kwargs: Mapping[str, Any] | None = None
     ) -> Any:

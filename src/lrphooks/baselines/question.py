@@ -127,7 +127,7 @@ class Question:
 
         def fill(tensor: Tensor) -> Tensor:
             if tensor.is_floating_point():
-                return next(pending)
+                return next(pending).clone()  # a model may write to its input
             return tensor if copies == 1 else tensor.repeat(copies, *(1,) * (tensor.dim() - 1))
 
         filled: tuple[Any, dict[str, Any]] = containers.map_tensors(self._structure.given, fill, "input")
