@@ -199,4 +199,6 @@ def _input_of(program: torch.export.ExportedProgram, name: str) -> tuple[int | N
 
 def _channels(network: nn.Module) -> int:
     """Return how many channels the first registered convolution takes, or 3 where there is none."""
-    return next((module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)), 3)
+    found = next((module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)), 0)
+    # A lazy one does not know yet.
+    return found or 3
