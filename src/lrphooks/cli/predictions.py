@@ -78,8 +78,8 @@ def predict(model: PictureModel, x: Tensor) -> list[Prediction]:
     if not isinstance(outputs, Tensor) or outputs.dim() not in (1, 2) or len(outputs) != len(x):
         kind = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise CommandError(
-            f"{model.name} returns {kind} for an input of shape {tuple(x.shape)}, not one value a class (rows, classes). "
-            "Give a network that does: lrphooks.lrp explains any output, with a function as its target."
+            f"{model.name} returns {kind} for an input of shape {tuple(x.shape)}, not one value a class (rows, "
+            "classes). Give a network that does: lrphooks.lrp explains any output, with a function as its target."
         )
     # Half precision would round probabilities.
     outputs = outputs.reshape(len(x), -1).cpu().to(torch.promote_types(outputs.dtype, torch.float32))
