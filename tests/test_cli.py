@@ -248,7 +248,7 @@ def test_a_picture_with_16_bits_is_scaled(tmp_path, capsys):
 def test_an_output_folder_that_is_not_there_exits_with_1(capsys):
     status, error = failure(["explain", "--output", "nowhere/map.png"], capsys)
     assert status == 1
-    assert "the heatmap could not be written" in error
+    assert "the heatmap could not be written: nowhere/map.png: No such file or directory" in error
     assert "--output" in error
 
 

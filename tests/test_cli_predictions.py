@@ -104,12 +104,33 @@ def test_the_logits_of_transformers():
 @pytest.mark.parametrize(
     ("answer", "names", "message"),
     [
-        (torch.zeros(2, 3, 4, 4), (), r"m returns shape \(2, 3, 4, 4\) for 2 pictures, not one value a class"),
-        (torch.zeros(5, 3), (), r"m returns shape \(5, 3\) for 2 pictures"),
-        ((torch.zeros(2, 3),), (), "m returns a tuple for 2 pictures"),
+        (
+            torch.zeros(2, 3, 4, 4),
+            (),
+            r"m returns shape \(2, 3, 4, 4\) for an input of shape \(2, 1, 2, 2\), not one value a class",
+        ),
+        (torch.zeros(5, 3), (), r"m returns shape \(5, 3\) for an input"),
+        ((torch.zeros(2, 3),), (), "m returns a tuple for an input"),
         (torch.zeros(2, 3), ("a", "b"), "m has 3 classes, and 2 names for them"),
     ],
 )
 def test_what_is_no_answer(answer, names, message):
     with pytest.raises(CommandError, match=message):
         predict(model(answer, names), X)
+
+
+def test_a_network_that_fails_says_why_and_what_it_was_given():
+    broken = PictureModel("m", nn.Linear(3, 2), Pixels((2, 2), 2, (0.0,), (1.0,)))
+    with pytest.raises(CommandError, match=r"m failed on an input of shape \(2, 1, 2, 2\): RuntimeError: .*--size\?"):
+        predict(broken, X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_inputs_have_the_precision_of_the_network(dtype):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).to(dtype)
+    found = PictureModel("m", network, Pixels((2, 2), 2, (0.0,), (1.0,)))
+    x = found.batch([torch.rand(1, 1, 2, 2), torch.rand(1, 1, 2, 2)])
+    assert (x.dtype, x.shape) == (dtype, (2, 1, 2, 2))
+    first, _ = predict(found, x)
+    assert first.outputs.tolist() == network(x)[0].double().tolist()
+    assert first.probabilities.sum().item() == pytest.approx(1, abs=1e-6)

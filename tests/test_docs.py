@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import lrphooks
 import torchvision_shim  # noqa: F401
 from lrphooks import Composite
 from lrphooks.cli import main
+from lrphooks.cli.program import COMMANDS, parser
 from lrphooks.engine.handlers import CONVENTIONS
 from lrphooks.rules import Epsilon, Gradient
 
@@ -61,6 +63,34 @@ def test_the_audit_of_the_readme_is_what_the_command_prints(capsys):
     assert main(["audit"]) == 0
     (printed,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
     assert steady(printed) == steady(capsys.readouterr().out)
+
+
+COMMAND_LINE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("command", "printed"), re.findall(r"```console\n\$ lrphooks (.*?)\n(.*?)```", COMMAND_LINE, re.DOTALL)
+)
+def test_the_commands_of_the_page_print_what_it_says(command, printed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)) == 0
+    assert steady(capsys.readouterr().out) == steady(printed)
+
+
+@pytest.mark.parametrize("command", re.findall(r"^lrphooks (.*)$", COMMAND_LINE, re.MULTILINE))
+def test_the_commands_of_the_page_can_be_called(command):
+    options = parser().parse_args(shlex.split(command))
+    assert options.command == command.split()[0]
+
+
+def test_the_page_names_every_command():
+    assert re.findall(r"^\| `lrphooks (\w+)`", COMMAND_LINE, re.MULTILINE) == [command.name for command in COMMANDS]
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", COMMAND_LINE, re.DOTALL))
+def test_the_examples_of_the_page_run(code, capsys):
+    exec(compile(code, "command-line.md", "exec"), {})
+    assert capsys.readouterr().out == "light ink on dark, centred, 28 x 28 pixels from 0 to 1 7\n"
 
 
 class Step(nn.Module):

@@ -66,7 +66,7 @@ def test_what_a_program_cannot_be_asked(tmp_path):
     path = exported(tmp_path / "one.pt2", load_network(), X)
     with pytest.raises(ModelError, match="exported for inputs of 28 x 28 pixels, and takes no other --size"):
         load(path, Request(size=(32, 32)))
-    with pytest.raises(ModelError, match="holds its weights and classes"):
+    with pytest.raises(ModelError, match="holds its weights"):
         load(path, Request(weights="random"))
 
 
@@ -110,6 +110,9 @@ def picture_model():
 instance = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.Flatten())
 number = 3
 
+def lazy():
+    return torch.nn.Sequential(torch.nn.LazyConv2d(2, 3), torch.nn.Flatten(), torch.nn.LazyLinear(2))
+
 def many():
     return torch.nn.Conv2d(7, 2, 1)
 
@@ -137,7 +140,8 @@ def test_a_function_of_the_current_directory(mine):
     assert model.preparation == Pixels((12, 12), 12, (0.0,), (0.5,))
     assert not model.network.training
     assert model.network(model.prepare(__import__("PIL.Image").Image.new("L", (20, 30)))).shape == (1, 3)
-    assert load(f"{mine}:instance", Request(size=(8, 8))).preparation.mean == (0.0, 0.0, 0.0)
+    for name in ("instance", "lazy"):
+        assert load(f"{mine}:{name}", Request(size=(8, 8))).preparation.mean == (0.0, 0.0, 0.0)
 
 
 def test_a_picture_model_knows_how_to_prepare(mine, tmp_path):

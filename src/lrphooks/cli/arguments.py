@@ -91,13 +91,13 @@ def model_of(options: argparse.Namespace) -> PictureModel:
         raise UsageError(str(error)) from error
     except (ModelError, MissingExtraError) as error:
         raise CommandError(str(error)) from error
-    device = device_of(options)
+    device = _device(options)
     if device.type != "cpu":
         model.network.to(device)
     return model
 
 
-def device_of(options: argparse.Namespace) -> torch.device:
+def _device(options: argparse.Namespace) -> torch.device:
     """Return the device that is asked for, if it is there."""
     try:
         device = torch.device(options.device)
@@ -110,7 +110,7 @@ def device_of(options: argparse.Namespace) -> torch.device:
 
 def explainer_of(options: argparse.Namespace, model: PictureModel, composite: Method) -> Explainer:
     """Return what explains pictures as it is asked for."""
-    return Explainer(model, composite.make(model), options.target, device_of(options))
+    return Explainer(model, composite.make(model), options.target)
 
 
 def sample() -> Path:

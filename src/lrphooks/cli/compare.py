@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     methods: list[Method] = options.composites or [method(name) for name in DEFAULTS]
     found = []
     for each in methods:
-        explainer = Explainer(subject.model, each.make(subject.model), str(subject.target), subject.x.device)
+        explainer = Explainer(subject.model, each.make(subject.model), str(subject.target))
         explanation = explainer.explain([subject.x])[0]
         if isinstance(explanation, CommandError):
             raise CommandError(f"{each.text}: {explanation}")

@@ -30,15 +30,11 @@ class Explanation:
 @final
 @dataclass(frozen=True)
 class Explainer:
-    """A model, how to explain it, and which of its outputs.
-
-    target: as it is given on the command line. device: where the network is.
-    """
+    """A model, how to explain it, and which of its outputs; ``target`` is as it is given on the command line."""
 
     model: PictureModel
     composite: Explaining
     target: str | None
-    device: torch.device
 
     def explain(self, inputs: Sequence[Tensor]) -> list[Explanation | CommandError]:
         """Return for each input, shape (1, C, H, W), what was found, or why nothing was.
@@ -64,14 +60,14 @@ class Explainer:
             return [failure]
 
     def _together(self, inputs: Sequence[Tensor]) -> list[Explanation]:
-        x = torch.cat([*inputs]).to(self.device)
+        x = self.model.batch(inputs)
         rows = self.model.rows or len(x)
         if rows > len(x):
             # The network takes this many rows and no other number: the last picture fills them up.
             x = torch.cat((x, x[-1:].expand(rows - len(x), -1, -1, -1)))
         predictions = predict(self.model, x)
         targets = [targets_of(self.target, prediction) for prediction in predictions]
-        columns = [torch.tensor(column, device=self.device) for column in zip(*targets, strict=True)]
+        columns = [torch.tensor(column, device=x.device) for column in zip(*targets, strict=True)]
         found = lrp_targets(self.model.network, x, columns, self.composite)
         return [
             self._explanation(prediction, chosen, [relevance[row].detach().cpu() for relevance in found])

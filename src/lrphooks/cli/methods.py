@@ -22,12 +22,12 @@ DEFAULT = "EpsilonPlus"
 
 #: What models say of themselves, for the presets that ask for it.
 _OF_MODEL: dict[str, Callable[[PictureModel], Any]] = {
-    "model": lambda model: model.network,
     "low": lambda model: model.low,
     "high": lambda model: model.high,
+    "model": lambda model: model.network,
 }
 #: Arguments that only Python can give.
-_FOR_PYTHON = ("layers",)
+_FOR_PYTHON = ("layers", "model")
 
 #: What can explain a model.
 Explaining: TypeAlias = "Composite | Baseline"

@@ -62,17 +62,27 @@ def predict(model: PictureModel, x: Tensor) -> list[Prediction]:
     CommandError
         If it fails, or does not return one value a class.
     """
-    with torch.no_grad():
-        outputs = model.network(x)
+    try:
+        with torch.no_grad():
+            outputs = model.network(x)
+    # A person's own network fails in any way.
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise
+        reason = f"{type(error).__name__}: {str(error).strip().rstrip('.!')}"
+        raise CommandError(
+            f"{model.name} failed on an input of shape {tuple(x.shape)}: {reason}. Does it take another --size?"
+        ) from error
     # As models of transformers answer.
     outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor) or outputs.dim() not in (1, 2) or len(outputs) != len(x):
         kind = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise CommandError(
-            f"{model.name} returns {kind} for {len(x)} pictures, not one value a class for each (rows, classes). Give "
-            "a network that does: lrphooks.lrp explains any output, with a function as its target."
+            f"{model.name} returns {kind} for an input of shape {tuple(x.shape)}, not one value a class (rows, "
+            "classes). Give a network that does: lrphooks.lrp explains any output, with a function as its target."
         )
-    outputs = outputs.reshape(len(x), -1).cpu()
+    # Half precision would round probabilities.
+    outputs = outputs.reshape(len(x), -1).cpu().to(torch.promote_types(outputs.dtype, torch.float32))
     classes = outputs.shape[1]
     if model.class_names and len(model.class_names) != classes:
         raise CommandError(

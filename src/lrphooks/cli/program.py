@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A console or pipe that cannot show the sigma gets a question mark, not a traceback.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     command = next(command for command in COMMANDS if command.name == options.command)
     try:
         status = command.run(options)
@@ -49,12 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    program = argparse.ArgumentParser(
         prog="lrphooks", description="Layer-wise Relevance Propagation for PyTorch models."
     )
-    parser.add_argument("--version", action="version", version=f"lrphooks {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    program.add_argument("--version", action="version", version=f"lrphooks {__version__}")
+    commands = program.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.arguments(commands.add_parser(command.name, help=command.help, description=command.description))
-    return parser
+    return program

@@ -13,6 +13,7 @@ from typing import Any, final
 
 import torch
 from PIL import Image, PngImagePlugin
+from torch.nn.parameter import is_lazy
 
 from lrphooks.cli.command import CommandError
 from lrphooks.models import PictureModel
@@ -143,7 +144,10 @@ def save(drawing: Image.Image, output: Path, text: PngImagePlugin.PngInfo | None
         drawing.save(part, format="PNG", pnginfo=text)
         part.replace(output)
     except OSError as error:
-        raise CommandError(f"the heatmap could not be written: {error}. Choose another place with --output.") from error
+        reason = error.strerror or error
+        raise CommandError(
+            f"the heatmap could not be written: {output}: {reason}. Choose another place with --output."
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -172,6 +176,7 @@ def fingerprint(model: PictureModel) -> str:
     digest = hashlib.blake2b(repr(model.network).encode(), digest_size=16)
     for name, value in model.network.state_dict().items():
         digest.update(name.encode())
-        if isinstance(value, torch.Tensor):
+        # Lazy modules have no weights before they run.
+        if isinstance(value, torch.Tensor) and not is_lazy(value):
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

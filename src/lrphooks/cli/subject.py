@@ -64,7 +64,7 @@ def subject_of(options: argparse.Namespace) -> Subject:
             "looks at one: export it for one, or with a dynamic batch."
         )
     try:
-        x = model.prepare(read.image).to(arguments.device_of(options))
+        x = model.batch([model.prepare(read.image)])
     except ValueError as error:
         raise CommandError(f"{path}: {error}") from error
     prediction = predict(model, x)[0]

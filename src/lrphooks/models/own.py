@@ -47,8 +47,9 @@ class Exported(Source):
         return ()
 
     def load(self, name: str, request: Request) -> PictureModel:
-        if not request.own_weights or request.classes is not None:
-            raise ModelError(f"{name} holds its weights and classes: --weights and --classes are for other models.")
+        request.refuse_classes(name)
+        if not request.own_weights:
+            raise ModelError(f"{name} holds its weights: --weights is for other models.")
         program = _program(Path(name))
         rows, channels, size = _input_of(program, name)
         if request.size is not None and size is not None and request.size != size:
@@ -79,6 +80,7 @@ class Factory(Source):
         return ()
 
     def load(self, name: str, request: Request) -> PictureModel:
+        request.refuse_classes(name)
         made = named(name, "model")
         if not isinstance(made, nn.Module | PictureModel):
             if not callable(made):
@@ -91,8 +93,6 @@ class Factory(Source):
                 f"{name} returned a {type(made).__name__}: it must return a torch.nn.Module, or a "
                 "lrphooks.models.PictureModel that knows how to prepare pictures."
             )
-        if request.classes is not None:
-            raise ModelError(f"{name} decides itself how many classes there are: --classes is for models by name.")
         notes = (f"as {name} returned them",) if request.own_weights else request.fill(network)
         if isinstance(made, PictureModel):
             return replace(made, network=network.eval(), notes=(*made.notes, *notes))
@@ -199,4 +199,6 @@ def _input_of(program: torch.export.ExportedProgram, name: str) -> tuple[int | N
 
 def _channels(network: nn.Module) -> int:
     """Return how many channels the first registered convolution takes, or 3 where there is none."""
-    return next((module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)), 3)
+    found = next((module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)), 0)
+    # A lazy one does not know yet.
+    return found or 3

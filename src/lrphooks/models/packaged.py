@@ -57,6 +57,7 @@ class Digits(Source):
         return (self.form,)
 
     def load(self, name: str, request: Request) -> PictureModel:
+        request.refuse_classes(name)
         if request.own_weights:
             return digit_model()
         with seeded():
@@ -88,6 +89,7 @@ class EfficientNetLite(Source):
         return (self.form,)
 
     def load(self, name: str, request: Request) -> PictureModel:
+        request.refuse_classes(name)
         if request.own_weights:
             return efficientnet_lite0()
         with seeded():

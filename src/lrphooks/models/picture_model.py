@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -46,6 +48,11 @@ class PictureModel:
     def prepare(self, picture: Image.Image) -> Tensor:
         """Make a picture into the network's input, shape (1, C, H, W)."""
         return self.preparation.prepare(picture)
+
+    def batch(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Return inputs, each of shape (1, C, H, W), as one batch of the precision and on the device of the network."""
+        weights = (each for each in self.network.parameters() if each.is_floating_point())
+        return torch.cat([*inputs]).to(next(weights, inputs[0]))
 
     def show(self, x: Tensor) -> Image.Image:
         """Make an input back into the picture that the network sees."""

@@ -68,7 +68,7 @@ class Ink(Preparation):
         return digits.from_picture(picture)
 
     def show(self, x: Tensor) -> Image.Image:
-        return _to_picture(x[0].cpu())
+        return _to_picture(x[0].float().cpu())
 
     @property
     def low(self) -> float:
@@ -154,7 +154,7 @@ class Pixels(Preparation):
 
     def show(self, x: Tensor) -> Image.Image:
         mean, std = self._constants()
-        return _to_picture(x[0].cpu() * std + mean)
+        return _to_picture(x[0].float().cpu() * std + mean)
 
     @property
     def low(self) -> float | Tensor:

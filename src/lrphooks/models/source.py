@@ -40,6 +40,11 @@ class Request:
         """Whether the weights that come with the model are wanted."""
         return self.weights is None
 
+    def refuse_classes(self, name: str) -> None:
+        """Refuse a number of classes for a model that has its own."""
+        if self.classes is not None:
+            raise ModelError(f"{name} has its own number of classes: --classes is for models of torchvision and timm.")
+
     def fill(self, network: nn.Module) -> tuple[str, ...]:
         """Give a network whose weights are random the weights that are asked for, and return what was done."""
         if self.weights in (None, RANDOM):
