@@ -50,6 +50,23 @@ def test_every_subject_is_measured(tmp_path, capsys):
             assert not row["error"], row
 
 
+def test_compiled_relevance_is_measured_beside_compiled_gradients(tmp_path):
+    file = tmp_path / "speed.json"
+    options = ["--model", "tiny", "--quick", "--repeats", "1", "--compile", "--json", str(file)]
+    options += ["--subject", "lrphooks epsilon", "--subject", "lrphooks gamma"]
+    torch.compiler.set_stance("force_eager")
+    try:
+        assert main(options) == 0
+    finally:
+        torch.compiler.set_stance("default")
+    rows = {row["subject"]: row for row in json.loads(file.read_text())["rows"]}
+    for subject in subjects.COMPILED:
+        assert not rows[subject.name]["error"], rows[subject.name]
+        assert rows[subject.name]["ratio"] > 0
+    for rule in ("epsilon", "gamma"):
+        assert rows[f"lrphooks {rule}, compiled"]["difference"] < 1e-6
+
+
 def test_a_failing_subject_shows_its_error(monkeypatch, capsys):
     def broken(model, stack):
         raise RuntimeError("no such layer\nsecond line")
