@@ -14,6 +14,7 @@ from benchmarks.speed.__main__ import main
 
 import lrphooks
 from lrphooks import composites
+from lrphooks.engine.eager import EAGER
 
 #: Other libraries warn of what they please.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -50,21 +51,20 @@ def test_every_subject_is_measured(tmp_path, capsys):
             assert not row["error"], row
 
 
-def test_compiled_relevance_is_measured_beside_compiled_gradients(tmp_path):
+def test_compiled_relevance_is_measured_beside_compiled_gradients(tmp_path, monkeypatch):
     file = tmp_path / "speed.json"
     options = ["--model", "tiny", "--quick", "--repeats", "1", "--compile", "--json", str(file)]
     options += ["--subject", "lrphooks epsilon", "--subject", "lrphooks gamma"]
-    torch.compiler.set_stance("force_eager")
-    try:
-        assert main(options) == 0
-    finally:
-        torch.compiler.set_stance("default")
+    open_contexts = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: open_contexts.append(EAGER._users) or graph)
+    assert main(options) == 0
+    # While a context is open, what is compiled would run as it is written.
+    assert open_contexts
+    assert not any(open_contexts)
     rows = {row["subject"]: row for row in json.loads(file.read_text())["rows"]}
     for subject in subjects.COMPILED:
         assert not rows[subject.name]["error"], rows[subject.name]
         assert rows[subject.name]["ratio"] > 0
-    for rule in ("epsilon", "gamma"):
-        assert rows[f"lrphooks {rule}, compiled"]["difference"] < 1e-6
 
 
 def test_a_failing_subject_shows_its_error(monkeypatch, capsys):

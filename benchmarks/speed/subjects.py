@@ -28,7 +28,8 @@ class Subject:
     """One way to explain a model.
 
     rule: what is computed; subjects with the same rule are compared with lrphooks. peer: whose it is. alone: whether it
-    changes classes of other libraries, so that it runs in a process of its own.
+    changes classes of other libraries, so that it runs in a process of its own. compiled: whether torch.compile makes
+    it, so that it runs apart: while a context is open, compiled functions run as they are written.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Subject:
     peer: str
     open: Open
     alone: bool = False
+    compiled: bool = False
 
 
 def _forward(model: nn.Module, _: ExitStack) -> Run:
@@ -80,10 +82,16 @@ def _one_graph(model: nn.Module, _: ExitStack) -> Run:
 
 def _lrphooks_compiled(composite: Composite) -> Open:
     def open_(model: nn.Module, _: ExitStack) -> Run:
-        explainer = lrphooks.compiled(sharing(model), composite)
+        model = sharing(model)
+        explainer = lrphooks.compiled(model, composite)
 
         def run(x: Tensor) -> Tensor:
+            new = not explainer.graphs
             found: Tensor = explainer(x, 0)
+            if new:
+                expected = lrphooks.lrp(model, x, 0, composite)
+                difference = float((found - expected).abs().max() / expected.abs().max())
+                assert difference < 1e-3, f"it differs from what is not compiled by {difference:.2g}"
             return found
 
         return run
@@ -217,10 +225,10 @@ SUBJECTS: dict[str, Subject] = {
 }
 #: What ``--compile`` adds. The better of the two gradients is what compiled relevance is to be held against.
 COMPILED = (
-    Subject("gradient, compiled", "", "torch", _compiled),
-    Subject("gradient as one graph, compiled", "", "torch", _one_graph),
+    Subject("gradient, compiled", "", "torch", _compiled, compiled=True),
+    Subject("gradient as one graph, compiled", "", "torch", _one_graph, compiled=True),
     *(
-        Subject(f"lrphooks {rule}, compiled", rule, "lrphooks, compiled", _lrphooks_compiled(_RULES[rule]))
+        Subject(f"lrphooks {rule}, compiled", rule, "lrphooks", _lrphooks_compiled(_RULES[rule]), compiled=True)
         for rule in ("epsilon", "gamma")
     ),
 )
