@@ -128,7 +128,7 @@ def test_compiled_by_inductor_with_cuda_graphs_where_there_are_any(device, tmp_p
     """What a call returned stays good after the next one."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double().to(device)
-    composite = composites.ExcitationBackprop()
+    composite = every_layer(Gamma())
     explainer = lrphooks.compiled(model, composite, dynamic=True, mode="reduce-overhead")
     batches = [torch.randn(rows, 6, dtype=torch.float64, device=device) for rows in (2, 2, 4)]
     found = [explainer(x, 1) for x in batches]

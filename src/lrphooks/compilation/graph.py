@@ -140,10 +140,25 @@ def trace(
             if _asks_for_values(error):
                 raise _untraceable(error) from error
             raise
+    _write_out_scaled_sums(module)
     module.graph.eliminate_dead_code()
     module.recompile()
     guards = shapes.produce_guards_expression(placeholders)
     return Graph(module, tuple(placeholders), tuple(conditions), snapshot, shapes, guards, compile_graph(module))
+
+
+def _write_out_scaled_sums(module: GraphModule) -> None:
+    """Write ``add(a, b, alpha=k)`` as ``add(a, k * b)``.
+
+    The inductor of torch 2.13 forgets alpha where it merges the sum with a matrix product.
+    """
+    aten = torch.ops.aten
+    for node in module.graph.nodes:
+        alpha = node.kwargs.get("alpha", 1)
+        if node.target in (aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor) and alpha != 1:
+            with module.graph.inserting_before(node):
+                scaled = module.graph.call_function(aten.mul.Tensor, (node.args[1], alpha))
+            node.args, node.kwargs = (node.args[0], scaled), {}
 
 
 @final
