@@ -14,6 +14,7 @@ from benchmarks.speed.__main__ import main
 
 import lrphooks
 from lrphooks import composites
+from lrphooks.engine.eager import EAGER
 
 #: Other libraries warn of what they please.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -48,6 +49,22 @@ def test_every_subject_is_measured(tmp_path, capsys):
             assert row["difference"] < 1e-3
         if name.startswith("autoLRP"):
             assert not row["error"], row
+
+
+def test_compiled_relevance_is_measured_beside_compiled_gradients(tmp_path, monkeypatch):
+    file = tmp_path / "speed.json"
+    options = ["--model", "tiny", "--quick", "--repeats", "1", "--compile", "--json", str(file)]
+    options += ["--subject", "lrphooks epsilon", "--subject", "lrphooks gamma"]
+    open_contexts = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: open_contexts.append(EAGER._users) or graph)
+    assert main(options) == 0
+    # While a context is open, what is compiled would run as it is written.
+    assert open_contexts
+    assert not any(open_contexts)
+    rows = {row["subject"]: row for row in json.loads(file.read_text())["rows"]}
+    for subject in subjects.COMPILED:
+        assert not rows[subject.name]["error"], rows[subject.name]
+        assert rows[subject.name]["ratio"] > 0
 
 
 def test_a_failing_subject_shows_its_error(monkeypatch, capsys):

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = options.model or (() if options.growth else cases.QUICK if options.quick else cases.USUAL)
     chosen = [subjects.SUBJECTS[n] for n in options.subject or (subjects.QUICK if options.quick else subjects.SUBJECTS)]
     if options.compile:
-        chosen.append(subjects.COMPILED)
+        chosen += subjects.COMPILED
     command = _command(arguments)
     rows: list[Row] = []
     points: list[growth.Point] = []
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
-    parser.add_argument("--compile", action="store_true", help="time the compiled gradient as well")
+    parser.add_argument("--compile", action="store_true", help="time compiled gradients and relevance as well")
     parser.add_argument("--json", type=Path, help="write the measurements there")
     parser.add_argument("--table", type=Path, help="write the page there")
     parser.add_argument("--plot", type=Path, help="draw the ratios there, where matplotlib is installed")

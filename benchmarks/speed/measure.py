@@ -67,7 +67,9 @@ class _Open:
 
 def measure(case: Case, subjects: Sequence[Subject], setting: Setting) -> list[Row]:
     """Return a row for each subject on one model, and one for the gradient and one for a context."""
-    own, *rows, context = _measure(case, [s for s in subjects if not s.alone], setting)
+    own, *rows, context = _measure(case, [s for s in subjects if not (s.alone or s.compiled)], setting)
+    if compiled := [s for s in subjects if s.compiled]:
+        rows += _measure(case, compiled, setting)[1:-1]
     for subject in subjects:
         if subject.alone:
             rows.append(_in_a_process(case, subject, setting))

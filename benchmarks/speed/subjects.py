@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
+import lrphooks
 from lrphooks import Composite, composites
 from lrphooks.matching import AnyLinear
 from lrphooks.rules import AlphaBeta, Epsilon, Gamma, ZPlus
@@ -26,7 +28,8 @@ class Subject:
     """One way to explain a model.
 
     rule: what is computed; subjects with the same rule are compared with lrphooks. peer: whose it is. alone: whether it
-    changes classes of other libraries, so that it runs in a process of its own.
+    changes classes of other libraries, so that it runs in a process of its own. compiled: whether torch.compile makes
+    it, so that it runs apart: while a context is open, compiled functions run as they are written.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Subject:
     peer: str
     open: Open
     alone: bool = False
+    compiled: bool = False
 
 
 def _forward(model: nn.Module, _: ExitStack) -> Run:
@@ -59,6 +63,40 @@ def gradient_of(model: nn.Module) -> Run:
 def _compiled(model: nn.Module, _: ExitStack) -> Run:
     compiled: nn.Module = torch.compile(copy.deepcopy(model))
     return gradient_of(compiled)
+
+
+def _one_graph(model: nn.Module, _: ExitStack) -> Run:
+    """The gradient traced to a single graph, forward and backward, as compiled explanations are."""
+    gradient = gradient_of(copy.deepcopy(model))
+    compiled: list[Run] = []
+
+    def run(x: Tensor) -> Tensor:
+        if not compiled:
+            graph = make_fx(gradient, tracing_mode="fake", _allow_non_fake_inputs=True)(x)
+            compiled.append(torch.compile(graph, fullgraph=True))
+        with torch.no_grad():
+            return compiled[0](x)
+
+    return run
+
+
+def _lrphooks_compiled(composite: Composite) -> Open:
+    def open_(model: nn.Module, _: ExitStack) -> Run:
+        model = sharing(model)
+        explainer = lrphooks.compiled(model, composite)
+
+        def run(x: Tensor) -> Tensor:
+            new = not explainer.graphs
+            found: Tensor = explainer(x, 0)
+            if new:
+                expected = lrphooks.lrp(model, x, 0, composite)
+                difference = float((found - expected).abs().max() / expected.abs().max())
+                assert difference < 1e-3, f"it differs from what is not compiled by {difference:.2g}"
+            return found
+
+        return run
+
+    return open_
 
 
 def sharing(model: nn.Module) -> nn.Module:
@@ -185,7 +223,15 @@ SUBJECTS: dict[str, Subject] = {
     "autoLRP CPLRP": Subject("autoLRP CPLRP", "", "autolrp", _autolrp),
     "LXT AttnLRP": Subject("LXT AttnLRP", "", "lxt", _lxt, alone=True),
 }
-COMPILED = Subject("gradient, compiled", "", "torch", _compiled)
+#: What ``--compile`` adds. The better of the two gradients is what compiled relevance is to be held against.
+COMPILED = (
+    Subject("gradient, compiled", "", "torch", _compiled, compiled=True),
+    Subject("gradient as one graph, compiled", "", "torch", _one_graph, compiled=True),
+    *(
+        Subject(f"lrphooks {rule}, compiled", rule, "lrphooks", _lrphooks_compiled(_RULES[rule]), compiled=True)
+        for rule in ("epsilon", "gamma")
+    ),
+)
 #: The subjects of a quick run.
 QUICK = (
     "forward", "lrphooks LRP-0", "lrphooks epsilon", "lrphooks z-plus", "lrphooks gamma", "lrphooks alpha-beta",

@@ -2,6 +2,7 @@
 
 from lrphooks import baselines, composites, concepts, evaluation, matching, rules, targets
 from lrphooks.audit import audit
+from lrphooks.compilation import compiled
 from lrphooks.composite import Composite
 from lrphooks.engine.errors import LRPError, UnmatchedError, UnmatchedWarning
 from lrphooks.evaluation import tune
@@ -15,6 +16,7 @@ __all__ = [
     "UnmatchedWarning",
     "audit",
     "baselines",
+    "compiled",
     "composites",
     "concepts",
     "evaluation",

@@ -58,7 +58,7 @@ class Inputs:
     @property
     def rows(self) -> int | None:
         """How many rows the inputs have, if they have any."""
-        return next((len(t) for t in self.leaves if t.dim()), None)
+        return next((t.shape[0] for t in self.leaves if t.dim()), None)
 
     def arranged(self, grads: Sequence[Tensor | None]) -> Any:
         """Return relevance, one tensor for each leaf, in the structure of the inputs."""

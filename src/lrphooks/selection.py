@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.tracing import require
 from lrphooks.labels import Classes
 
 #: What :func:`lrphooks.lrp` takes as a target; see :mod:`lrphooks.targets`.
@@ -40,21 +41,30 @@ def picked(matrix: Tensor, classes: Classes) -> Tensor:
 def index_of(given: Classes, output: Tensor) -> Tensor:
     """Return one index a row, from 0 up, into the classes of an output (rows, classes, ...)."""
     rows, classes, device = output.shape[0], output.shape[1], output.device
+    index = as_index(given, device)
+    if index.dim() == 1 and index.numel() != rows:
+        raise ValueError(f"lrp: {int(index.numel())} targets were given for {int(rows)} rows; give one, or one a row.")
+    index = index.expand(rows)
+
+    def out_of_range(index: Tensor) -> ValueError:
+        outside = index[(index < -classes) | (index >= classes)]
+        return ValueError(
+            f"lrp: target {int(outside[0])} is out of range for a model with {classes} outputs (0 to {classes - 1})."
+        )
+
+    require(((index >= -classes) & (index < classes)).all(), out_of_range, index)
+    return index % classes
+
+
+def as_index(given: Classes, device: torch.device) -> Tensor:
+    """Return an index, or one a row, as a tensor of whole numbers."""
     try:
         index = torch.as_tensor(given, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"lrp: a target is an integer or one integer a row, got {given!r}.") from error
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool or index.dim() > 1:
         raise TypeError(f"lrp: a target is an integer or one integer a row, got {given!r}.")
-    if index.dim() == 1 and index.numel() != rows:
-        raise ValueError(f"lrp: {index.numel()} targets were given for {rows} rows; give one, or one a row.")
-    index = index.long().expand(rows)
-    outside = index[(index < -classes) | (index >= classes)]
-    if outside.numel():
-        raise ValueError(
-            f"lrp: target {int(outside[0])} is out of range for a model with {classes} outputs (0 to {classes - 1})."
-        )
-    return index % classes
+    return index.long()
 
 
 def as_tensor(output: Any) -> Tensor:
@@ -74,7 +84,7 @@ def as_tensor(output: Any) -> Tensor:
 def as_matrix(output: Any, rows_given: int | None = None) -> Tensor:
     """Return a model's output as (rows, classes)."""
     output = as_tensor(output)
-    if output.dim() == 1 and rows_given is not None and len(output) != rows_given:
+    if output.dim() == 1 and rows_given is not None and output.shape[0] != rows_given:
         raise ValueError(
             f"lrp: the model's output has shape {tuple(output.shape)}, but its input has {rows_given} rows. Is x a "
             "single example without a dimension for rows? Give x.unsqueeze(0), or a function as the target."
@@ -92,9 +102,12 @@ def as_matrix(output: Any, rows_given: int | None = None) -> Tensor:
 
 def finite(output: Tensor) -> Tensor:
     """Return the output, or raise an error if a value of it is not finite."""
-    if not bool(torch.isfinite(output).all()):
-        raise LRPError(
-            "lrp: the model's output contains NaN or infinite values, so no relevance can be told. Check the input "
-            "(its scale, missing values) and the model's weights; in half precision, an overflow."
-        )
+    require(torch.isfinite(output).all(), _not_finite)
     return output
+
+
+def _not_finite() -> LRPError:
+    return LRPError(
+        "lrp: the model's output contains NaN or infinite values, so no relevance can be told. Check the input (its "
+        "scale, missing values) and the model's weights; in half precision, an overflow."
+    )

@@ -26,7 +26,7 @@ def check_model(model: nn.Module) -> None:
         if module.__class__.__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
             raise LRPError(
                 f"{where} was compiled with torch.compile, so its hooks may be ignored. Explain the original "
-                "(model._orig_mod)."
+                "(model._orig_mod), or let the whole explanation be compiled: lrphooks.compiled(model, composite)."
             )
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
             raise LRPError(

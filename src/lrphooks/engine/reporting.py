@@ -24,7 +24,7 @@ def report(run: Run, what: str, reason: str, matcher: str, shapes: Iterable[Any]
         run.observer.fell_back(what.removeprefix("operation "))
     if policy == "gradient":
         return
-    site = _call_site()
+    site = site_of(traceback.extract_stack(sys._getframe(1)))
     listed = ", ".join(map(str, shapes))
     message = (
         f"{what} in {run.name_of_running()}{f' ({site})' if site else ''}{f' on shape {listed}' if listed else ''}: "
@@ -36,9 +36,9 @@ def report(run: Run, what: str, reason: str, matcher: str, shapes: Iterable[Any]
     warnings.warn(message, UnmatchedWarning, stacklevel=2)
 
 
-def _call_site() -> str:
-    """Return file and line of the innermost frame outside torch and this package."""
-    for frame in reversed(traceback.extract_stack(sys._getframe(1))):
+def site_of(frames: traceback.StackSummary) -> str:
+    """Return file and line of the innermost of some frames outside torch and this package."""
+    for frame in reversed(frames):
         parts = frame.filename.replace("\\", "/")
         if "/lrphooks/" not in parts and "/torch/" not in parts:
             return f"{frame.filename}:{frame.lineno}"

@@ -104,20 +104,20 @@ def _quotient(
     """Return G f(x) / x, and G f'(0) where x is 0, with a slope that is known or found by autograd."""
     zero = x == 0
     safe = torch.where(zero, torch.ones_like(x), x)
-    if slope is None:
-        slope = _slope_at_zero(function, x, *learned)
+    limit = _slope_at_zero(function, x, *learned) if slope is None else x.new_full((), slope)
     # Of complex numbers, torch's gradients are conjugates.
-    return gradient * torch.where(zero, slope, function(safe, *learned) / safe).conj()
+    return gradient * torch.where(zero, limit, function(safe, *learned) / safe).conj()
 
 
-def _slope_at_zero(function: Callable[..., Tensor], like: Tensor, *learned: Tensor) -> float:
+def _slope_at_zero(function: Callable[..., Tensor], like: Tensor, *learned: Tensor) -> Tensor:
     with torch.enable_grad():
         zero = torch.zeros((1,) * like.dim(), dtype=like.dtype, device=like.device, requires_grad=True)
         try:
-            slope = float(torch.autograd.grad(function(zero, *learned).sum(), zero)[0].sum())
+            slope = torch.autograd.grad(function(zero, *learned).sum(), zero)[0].sum()
         except RuntimeError:
-            return 0.0
-    return slope if math.isfinite(slope) else 0.0
+            return like.new_zeros(())
+    # As a tensor: to ask for its value would wait for the device, and a graph has none.
+    return torch.where(torch.isfinite(slope), slope, torch.zeros_like(slope))
 
 
 def _silu(gradient: Tensor, x: Tensor) -> Tensor:

@@ -140,8 +140,8 @@ def _forwards(step: Step, inputs: Sequence[Tensor], state: State) -> tuple[list[
     """Run along the sequence; rows, the longest first, leave when theirs ends."""
     outputs, ended = [], []
     for x in inputs:
-        rows = len(x)
-        if rows < len(state[0]):
+        rows = x.shape[0]
+        if rows < state[0].shape[0]:
             ended.append(tuple(s[rows:] for s in state))
             state = tuple(s[:rows] for s in state)
         state = step(x, state)
@@ -154,14 +154,14 @@ def _forwards(step: Step, inputs: Sequence[Tensor], state: State) -> tuple[list[
 def _backwards(step: Step, inputs: Sequence[Tensor], initial: State) -> tuple[list[Tensor], State]:
     """Run against the sequence; rows join where theirs ends, by a step of their own while their state is constant."""
     outputs = []
-    rows = len(inputs[-1])
+    rows = inputs[-1].shape[0]
     state = tuple(s[:rows] for s in initial)
     for x in reversed(inputs):
-        joining = slice(rows, len(x))
+        joining = slice(rows, x.shape[0])
         steps = [step(x[:rows], state)]
-        if len(x) > rows:
+        if x.shape[0] > rows:
             steps.append(step(x[joining], tuple(s[joining] for s in initial)))
-            rows = len(x)
+            rows = x.shape[0]
         state = steps[0] if len(steps) == 1 else tuple(torch.cat(parts) for parts in zip(*steps, strict=True))
         outputs.append(state[0])
     return outputs[::-1], state

@@ -1,0 +1,437 @@
+"""Compiled explanations: equal to ``lrphooks.lrp``, one graph for many calls, and never out of date."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import lrphooks
+from counting import PRODUCTS, cost
+from lrphooks import LRPError, composites, targets
+from lrphooks.matching import AnyLinear
+from lrphooks.rules import Epsilon, Gamma
+from small_networks import NETWORKS, PRESETS, equal, every_layer, network
+
+#: What torch's compiler warns of in its own code.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture
+def uncompiled():
+    """Run graphs as they are traced: what a compiler makes of them is its own business."""
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
+
+
+class Recurrent(nn.Module):
+    """A bidirectional LSTM over the pixels, and a head on its last state."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 5, batch_first=True, bidirectional=True), nn.Linear(10, 4)
+
+    def forward(self, x):
+        return self.head(self.lstm(x.flatten(2).transpose(1, 2)[:, :4])[0][:, -1])
+
+
+class Fused(nn.Module):
+    """torch's encoder layer and its fused attention, and tanh, whose slope at 0 is a limit."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, 4)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu")
+
+    def forward(self, x):
+        return self.head(self.layer(self.embed(x.flatten(2).transpose(1, 2))).mean(1).tanh())
+
+
+@pytest.fixture(autouse=True)
+def more_networks(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "recurrent", Recurrent)
+    monkeypatch.setitem(NETWORKS, "fused", Fused)
+
+
+CASES = [
+    ("residual", "EpsilonPlus"), ("residual", "EpsilonPlusFlat"), ("residual", "EpsilonAlpha2Beta1"),
+    ("residual", "EpsilonGammaBox"), ("vgg", "ExcitationBackprop"), ("vgg", "GuidedBackprop"),
+    ("strange", "EpsilonAlpha2Beta1Flat"), ("gates", "EpsilonPlus"), ("tokens", "AttnLRP"), ("tokens", "CPLRP"),
+    ("fused", "AttnLRP"), ("recurrent", "EpsilonPlus"),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(("name", "preset"), CASES)
+def test_equal_to_lrp_and_one_graph_for_all_batch_sizes(name, preset):
+    model, x = network(name)
+    composite, state = PRESETS[preset](), copy.deepcopy(model.state_dict())
+    explainer = lrphooks.compiled(model, composite, dynamic=True)
+    for rows in (x, torch.cat((x, x.flip(0) / 2, x + 1))):
+        found = explainer.explain(rows, 1)
+        equal(found.relevance, lrphooks.lrp(model, rows, 1, composite))
+        with torch.no_grad():
+            equal(found.explained, model(rows)[:, 1])
+    assert len(explainer.graphs) == 1
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert x.grad is None
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(("dynamic", "graphs"), [(True, [1, 1, 1, 2]), (None, [1, 2, 2, 3]), (False, [1, 2, 3, 4])])
+def test_when_a_graph_is_traced_again(dynamic, graphs):
+    model, x = network("functional")
+    explainer = lrphooks.compiled(model, dynamic=dynamic)
+    found = []
+    for rows in (2, 3, 5, 1):
+        batch = torch.randn(rows, *x.shape[1:], dtype=x.dtype)
+        equal(explainer(batch), lrphooks.lrp(model, batch))
+        found.append(len(explainer.graphs))
+    assert found == graphs
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_an_image_size_may_vary_too():
+    model, _ = network("strange")
+    explainer = lrphooks.compiled(model)
+    for side in (4, 6, 8, 10):
+        x = torch.randn(2, 3, side, side, dtype=torch.float64)
+        equal(explainer(x, 2), lrphooks.lrp(model, x, 2))
+    assert len(explainer.graphs) == 2
+
+
+def test_compiled_once_as_a_whole():
+    """The compiler is handed one graph for all sizes, with nothing left to Python."""
+    handed = []
+
+    def backend(module, inputs):
+        handed.append(module)
+        return module.forward
+
+    model, x = network("residual")
+    explainer = lrphooks.compiled(model, dynamic=True, backend=backend)
+    for rows in (x, torch.cat((x, x)), torch.cat((x, x, x))):
+        equal(explainer(rows, 0), lrphooks.lrp(model, rows, 0))
+    assert len(handed) == 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_compiled_by_inductor_with_cuda_graphs_where_there_are_any(device, tmp_path, monkeypatch):
+    """What a call returned stays good after the next one."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double().to(device)
+    composite = every_layer(Gamma())
+    explainer = lrphooks.compiled(model, composite, dynamic=True, mode="reduce-overhead")
+    batches = [torch.randn(rows, 6, dtype=torch.float64, device=device) for rows in (2, 2, 4)]
+    found = [explainer(x, 1) for x in batches]
+    for x, relevance in zip(batches, found, strict=True):
+        equal(relevance, lrphooks.lrp(model, x, 1, composite))
+    assert len(explainer.graphs) == 1
+
+
+# --- targets and inputs ----------------------------------------------------------------------------------------------
+
+
+def largest(output):
+    return output.amax(1)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_indices_share_a_graph_and_other_targets_have_their_own():
+    model, x = network("functional")
+    model.class_names = ["cat", "dog", "cow", "owl"]
+    explainer = lrphooks.compiled(model)
+    for target, graphs in (
+        (1, 1), (3, 1), (-1, 1), ("owl", 1), ([0, 3], 2), (torch.tensor([2, 1]), 2), (None, 3), (largest, 4),
+        (targets.Difference("cat", "dog"), 5), (targets.Difference("cat", "dog"), 5), (largest, 5),
+    ):  # fmt: skip
+        equal(explainer(x, target), lrphooks.lrp(model, x, target))
+        assert len(explainer.graphs) == graphs
+
+
+class Masked(nn.Module):
+    """Two inputs and a keyword, one of them of integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(5, 3)
+
+    def forward(self, x, pair, *, mask=None):
+        h = self.a(x).relu() + self.b(pair["second"])
+        return h if mask is None else h * mask
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_structures_of_inputs():
+    model, given = Masked(), (torch.randn(2, 4), {"second": torch.randn(2, 5)})
+    mask = {"mask": torch.tensor([[1, 0, 1]])}
+    explainer = lrphooks.compiled(model)
+    for kwargs in (None, mask):
+        found, expected = explainer(given, 2, kwargs=kwargs), lrphooks.lrp(model, given, 2, kwargs=kwargs)
+        if kwargs:
+            assert found[1] == expected[1] == {"mask": None}
+            found, expected = found[0], expected[0]
+        equal(found[0], expected[0])
+        equal(found[1]["second"], expected[1]["second"])
+    assert len(explainer.graphs) == 2
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_memory_formats_and_types():
+    model, x = network("residual")
+    explainer, model32 = lrphooks.compiled(model), copy.deepcopy(model).float()
+    expected = lrphooks.lrp(model, x, 0)
+    strided = torch.cat((x, x), 3)[..., :8]
+    for given in (x, x.contiguous(memory_format=torch.channels_last), strided):
+        equal(explainer(given, 0), expected)
+    assert len(explainer.graphs) == 2
+    equal(lrphooks.compiled(model32)(x.float(), 0).double(), expected, tol=1e-5)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_autocast_has_its_own_graph():
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(2, 4)
+    explainer = lrphooks.compiled(model)
+    outside = explainer(x, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = explainer(x, 0)
+        equal(inside, lrphooks.lrp(model, x, 0), tol=1e-6)
+    assert not torch.equal(inside, outside)
+    assert len(explainer.graphs) == 2
+
+
+# --- the model changes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_values_that_change_in_place_are_seen_without_another_graph():
+    model, x = network("residual")
+    composite = PRESETS["EpsilonGammaBox"]()
+    explainer = lrphooks.compiled(model, composite)
+    before = explainer(x, 0)
+    with torch.no_grad():
+        model.conv1.weight.mul_(-1)
+        model.bn2.running_var.add_(1)
+    model.fc.weight.data = model.fc.weight.data.flip(1)
+    changed = explainer(x, 0)
+    assert not torch.allclose(before, changed)
+    equal(changed, lrphooks.lrp(model, x, 0, composite))
+    assert len(explainer.graphs) == 1
+
+
+def exchange_parameter(model):
+    model.fc.weight = nn.Parameter(model.fc.weight.detach() * 2)
+
+
+def exchange_module(model):
+    model.relu = nn.SiLU()
+
+
+def change_plain_attribute(model):
+    model.bn.eps = 1.0
+
+
+def add_hook(model):
+    model.conv2.register_forward_hook(lambda module, args, output: output * 2)
+
+
+CHANGES = {f.__name__: f for f in (exchange_parameter, exchange_module, change_plain_attribute, add_hook)}
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("change", [*CHANGES.values(), nn.Module.train], ids=[*CHANGES, "train"])
+def test_another_model_has_another_graph(change):
+    model, x = network("residual")
+    explainer = lrphooks.compiled(model)
+    before = explainer(x, 0)
+    change(model)
+    reference = copy.deepcopy(model)
+    changed = explainer(x, 0)
+    equal(changed, lrphooks.lrp(reference, x, 0))
+    assert not torch.allclose(before, changed)
+    assert len(explainer.graphs) == 2
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_statistics_in_training_mode_change_as_in_a_forward_pass():
+    """Tracing by itself counts no batch."""
+    model, x = network("residual", train=True)
+    reference = copy.deepcopy(model)
+    explainer = lrphooks.compiled(model)
+    for _ in range(2):
+        explainer(x, 0)
+        reference(x)
+    assert len(explainer.graphs) == 1
+    for key, value in reference.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+    assert model.bn.num_batches_tracked == 2
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_inside_of_a_context_and_without_gradients():
+    model, x = network("functional")
+    explainer, expected = lrphooks.compiled(model), lrphooks.lrp(model, x, 0)
+    with torch.inference_mode():
+        equal(explainer(x, 0), expected)
+    with torch.no_grad():
+        equal(explainer(x, 0), expected)
+    with composites.EpsilonAlpha2Beta1().context(model):
+        equal(explainer(x, 0), expected)
+
+
+# --- compiled models -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_compiled_model_is_explained_by_the_one_it_was_made_from():
+    model, x = network("functional")
+    explainer = lrphooks.compiled(torch.compile(model))
+    assert explainer.model is model
+    equal(explainer(x, 0), lrphooks.lrp(model, x, 0))
+
+
+def test_a_context_for_a_compiled_model_names_the_way():
+    model, x = network("functional")
+    with pytest.raises(LRPError, match=r"lrphooks\.compiled\(model, composite\)"):
+        lrphooks.lrp(torch.compile(model), x, 0)
+
+
+def test_functions_that_are_compiled_by_themselves_become_part_of_the_graph():
+    inner = torch.compile(lambda z: torch.tanh(z) * 2, backend="eager")
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return inner(self.fc(x))
+
+    model, x = Model(), torch.randn(2, 4)
+    model(x)
+    equal(lrphooks.compiled(model, backend="eager")(x, 0), lrphooks.lrp(model, x, 0), tol=1e-6)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+class Branching(nn.Module):
+    """Python decides on a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.fc(x)
+        if h.sum() > 0:
+            return h * 2
+        return h
+
+
+def by_value(output):
+    return output[:, int(output.sum().item()) % 3]
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    ("model", "target"), [(Branching(), 0), (nn.Sequential(nn.Linear(4, 3)), by_value)], ids=["model", "target"]
+)
+def test_values_asked_for_while_tracing(model, target):
+    message = r"cannot become a graph.*test_compilation\.py:\d+ asks for values.*torch\.where.*lrphooks\.lrp"
+    hooks = len(model._forward_hooks)
+    for _ in range(2):
+        with pytest.raises(LRPError, match=message):
+            lrphooks.compiled(model)(torch.randn(2, 4), target)
+    assert len(model._forward_hooks) == hooks
+    assert lrphooks.lrp(model, torch.randn(2, 4), target).shape == (2, 4)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_errors_of_the_values_are_those_of_lrp():
+    model, x = network("functional")
+    explainer = lrphooks.compiled(model)
+    explainer(x, 0)
+    for given, target, kind, message in (
+        (x, 4, ValueError, "target 4 is out of range for a model with 4 outputs"),
+        (x, [0, 1, 2], ValueError, "3 targets were given for 2 rows"),
+        (x, 0.5, TypeError, "a target is an integer or one integer a row, got 0.5"),
+        (x * torch.nan, 0, LRPError, "the model's output contains NaN or infinite values"),
+        (x.long(), 0, LRPError, "x has dtype torch.int64"),
+        (x[..., :3], 0, RuntimeError, "mat1 and mat2|invalid for input|must match|a and b must have same"),
+    ):
+        with pytest.raises(kind, match=message):
+            explainer(given, target)
+    equal(explainer(x, 0), lrphooks.lrp(model, x, 0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"composite": composites.EpsilonPlus}, TypeError, r"Did you mean EpsilonPlus\(\)\?"),
+        ({"dynamic": 4}, TypeError, "dynamic is True, False or None, got 4"),
+        ({"mode": "fast"}, RuntimeError, "fast"),
+        ({"model": 3}, TypeError, r"Expected a torch\.nn\.Module"),
+    ],
+    ids=["composite", "dynamic", "mode", "model"],
+)
+def test_wrong_arguments(arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        lrphooks.compiled(**{"model": nn.Linear(2, 2), **arguments})
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_target_made_anew_for_each_call(monkeypatch):
+    monkeypatch.setattr("lrphooks.compilation.explainer._MOST", 2)
+    explainer = lrphooks.compiled(nn.Sequential(nn.Linear(4, 3)))
+    x = torch.randn(2, 4)
+    for _ in range(2):
+        explainer(x, lambda output: output[:, 0])
+    with pytest.raises(LRPError, match=r"2 graphs were made for one model.*make it once"):
+        explainer(x, lambda output: output[:, 0])
+
+
+def test_what_an_explainer_prints():
+    explainer = lrphooks.compiled(nn.Linear(2, 2), every_layer(Epsilon(0.5)), dynamic=True)
+    assert repr(explainer) == (
+        "<CompiledExplainer of Linear under Composite([(AnyLinear, Epsilon(epsilon=0.5))]), mode=None, dynamic=True, "
+        "backend='inductor', options=None: 0 graphs>"
+    )
+
+
+# --- work ------------------------------------------------------------------------------------------------------------
+
+
+def products(module):
+    """The products with weights in a graph."""
+    nodes = [n for n in module.graph.nodes if n.op == "call_function"]
+    packets = [getattr(n.target, "overloadpacket", None) for n in nodes]
+    backward = [
+        sum(map(bool, n.args[-1][:2]))
+        for n, p in zip(nodes, packets, strict=True)
+        if p is torch.ops.aten.convolution_backward
+    ]
+    return sum(p in PRODUCTS for p in packets) + sum(backward)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("frozen", [False, True], ids=["learning", "frozen"])
+@pytest.mark.parametrize(("name", "rule"), [("residual", Epsilon()), ("residual", Gamma()), ("vgg", Gamma())])
+def test_a_graph_has_no_product_more_than_an_eager_pass_and_no_dead_operation(name, rule, frozen):
+    model, x = network(name)
+    model.requires_grad_(not frozen)
+    composite = lrphooks.Composite([(AnyLinear, rule)])
+    explainer = lrphooks.compiled(model, composite)
+    explainer(x, 0)
+    eager = cost(model, x, composite)
+    module = explainer.graphs[0].module
+    assert products(module) == eager.forward + eager.backward
+    assert all(n.users for n in module.graph.nodes if n.op in ("call_function", "get_attr"))
