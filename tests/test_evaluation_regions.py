@@ -46,6 +46,13 @@ def test_equal_relevance_is_ordered_by_chance_and_both_ways_alike():
     assert abs(np.corrcoef(place.flatten(), np.arange(1000))[0, 1]) < 0.15
 
 
+def test_no_row_depends_on_those_beside_it():
+    relevance = torch.randint(0, 3, (4, 30)).double()
+    place = ranks(relevance, "morf")
+    for row in range(4):
+        assert torch.equal(ranks(relevance[row : row + 1], "morf"), place[row : row + 1])
+
+
 def test_rows_have_orders_of_their_own():
     place = ranks(torch.zeros(2, 50), "random")
     assert not torch.equal(place[0], place[1])

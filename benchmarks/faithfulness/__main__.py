@@ -86,8 +86,9 @@ def _kept(path: Path) -> dict[tuple[str, ...], Row]:
 
 def _measured(arguments: Sequence[str]) -> list[str]:
     """Return the arguments without the places that results were written to."""
-    places = {"--results", "--table", "--plot", "--report"}
-    return [a for i, a in enumerate(arguments) if not {a, *arguments[max(0, i - 1) : i]} & places]
+    places = {"--results", "--table", "--plot"}
+    kept = [a for i, a in enumerate(arguments) if not {a, *arguments[max(0, i - 1) : i]} & places]
+    return [argument for argument in kept if argument != "--report"]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.faithfulness.measure import Row
+from benchmarks.faithfulness.methods import SUBJECTS
 from lrphooks.evaluation import Difference, Result, SymmetricRelevanceGain, difference
 
 
@@ -60,11 +61,13 @@ def _network(rows: Sequence[Row]) -> list[str]:
         name = f"**{row.method}**" if row.family == "lrphooks" else row.method
         srg = f"{gain.mean:.3f} ± {gain.standard_error:.3f}"
         lines.append(f"| {name} | {row.family} | {srg} | {apart} | {pointing} | {row.seconds:.2g} |")
+    missing = [subject.name for subject in SUBJECTS if subject.name not in {row.method for row in rows}]
     for row in rows:
         if row.error:
             text = row.error.replace("|", "\\|").replace("\n", " ")[:200]
             lines.append(f"| {row.method} | {row.family} | {text} | | | |")
-    return lines
+    # A run that was stopped must not look like a whole one.
+    return [*lines, *(["", f"Not measured yet: {', '.join(missing)}."] if missing else [])]
 
 
 def best_peer(rows: Sequence[Row]) -> Row | None:

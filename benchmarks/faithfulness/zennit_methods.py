@@ -10,7 +10,7 @@ import benchmarks.zoo.subjects.shim  # noqa: F401  (before zennit, which imports
 import torch
 import zennit.composites
 from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from zennit.canonizers import AttributeCanonizer, CompositeCanonizer, SequentialMergeBatchNorm
 from zennit.layer import Sum
 from zennit.torchvision import ResNetCanonizer
@@ -20,10 +20,13 @@ from lrphooks.evaluation import Method
 
 
 class MobileNetCanonizer(CompositeCanonizer):
-    """Lets zennit see the residual sums of torchvision's MobileNetV2, which has no canonizer of its own in zennit."""
+    """Lets zennit see the residual sums and the pooling of torchvision's MobileNetV2, for which it has no canonizer.
+
+    Without the pooling, which is a function there, every position receives the same relevance.
+    """
 
     def __init__(self) -> None:
-        super().__init__((SequentialMergeBatchNorm(), AttributeCanonizer(_with_sum)))
+        super().__init__((SequentialMergeBatchNorm(), AttributeCanonizer(_with_sum), AttributeCanonizer(_with_pool)))
 
 
 def _with_sum(_: str, module: nn.Module) -> dict[str, Any] | None:
@@ -35,6 +38,17 @@ def _with_sum(_: str, module: nn.Module) -> dict[str, Any] | None:
 def _forward(self: InvertedResidual, x: Tensor) -> Tensor:
     result: Tensor = self.conv(x)
     return self.canonizer_sum(torch.stack([x, result], dim=-1)) if self.use_res_connect else result  # type: ignore[operator, no-any-return]
+
+
+def _with_pool(_: str, module: nn.Module) -> dict[str, Any] | None:
+    if not isinstance(module, MobileNetV2):
+        return None
+    return {"forward": _classify.__get__(module), "canonizer_pool": nn.AdaptiveAvgPool2d(1)}
+
+
+def _classify(self: MobileNetV2, x: Tensor) -> Tensor:
+    result: Tensor = self.classifier(self.canonizer_pool(self.features(x)).flatten(1))  # type: ignore[operator]
+    return result
 
 
 def preset(name: str, network: Network, *, box: bool) -> Method:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from lrphooks import __version__
-from lrphooks.cli import audit, compare, composites, explain, models, stream
+from lrphooks.cli import audit, compare, composites, evaluate, explain, models, stream
 from lrphooks.cli.command import FAILURE, INTERRUPTED, Command, CommandError
 
 #: All commands, in the order of the help.
@@ -17,6 +17,7 @@ COMMANDS: tuple[Command, ...] = (
     explain.COMMAND,
     audit.COMMAND,
     compare.COMMAND,
+    evaluate.COMMAND,
     stream.COMMAND,
     models.COMMAND,
     composites.COMMAND,

@@ -133,7 +133,7 @@ class Blur(Infill):
 class Noise(Infill):
     """Normal noise with the mean and ``scale`` times the standard deviation of each channel of the row.
 
-    The same noise for a row in every step, and for every method that is judged with this ``seed``.
+    The same noise for every row and step, and for every method that is judged with this ``seed``.
     """
 
     scale: float = 1.0
@@ -147,7 +147,7 @@ class Noise(Infill):
         """Return the noise."""
         self._positions(x)
         dims = tuple(range(2, x.dim()))
-        drawn = torch.randn(x.shape, generator=generator(self.seed), dtype=torch.float64).to(x)
+        drawn = torch.randn(x.shape[1:], generator=generator(self.seed), dtype=torch.float64).to(x)
         spread = x.var(dims, unbiased=False, keepdim=True).sqrt()
         return x.mean(dims, keepdim=True) + self.scale * spread * drawn
 

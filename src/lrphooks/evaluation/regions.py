@@ -61,11 +61,14 @@ class Regions:
 def ranks(relevance: Tensor, order: Order, seed: int = 0) -> Tensor:
     """Return the place of each region in the order of removal, 0 for the first, shape (rows, regions).
 
-    Regions of equal relevance come in an order by chance, always the same for one seed: the order of positions would
-    remove one side of the picture first. The order of LeRF is that of MoRF turned round.
+    Regions of equal relevance come in an order by chance, the same in every row, so that no row depends on those beside
+    it: the order of positions would remove one side of the picture first. The order of LeRF is that of MoRF turned
+    round. In the order by chance each row has its own.
     """
     rows, count = relevance.shape
-    drawn = torch.rand(rows, count, generator=generator(seed), dtype=torch.float64).argsort(1).to(relevance.device)
+    drawings = rows if order == "random" else 1
+    drawn = torch.rand(drawings, count, generator=generator(seed), dtype=torch.float64).argsort(1)
+    drawn = drawn.to(relevance.device).expand(rows, count)
     if order == "random":
         return drawn
     shuffled = relevance.gather(1, drawn)

@@ -1,0 +1,277 @@
+"""``lrphooks evaluate``: how faithful composites are on pictures of one's own."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from torch import Tensor
+
+from lrphooks import __version__
+from lrphooks.cli import arguments, inputs, pictures, reporting
+from lrphooks.cli.command import FAILURE, SUCCESS, Command, CommandError, UsageError
+from lrphooks.cli.compare import DEFAULTS
+from lrphooks.cli.methods import Method, method
+from lrphooks.cli.predictions import predict, targets_of
+from lrphooks.cli.progress import progress
+from lrphooks.cli.results import fingerprint
+from lrphooks.engine.errors import LRPError
+from lrphooks.evaluation import Blur, Metric, Result, SymmetricRelevanceGain, difference
+from lrphooks.models import PictureModel
+
+RESULTS = Path("evaluation.jsonl")
+STEPS = 14
+BATCH = 16
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pictures", nargs="+", metavar="IMAGE", help="pictures, folders or patterns in quotes")
+    parser.add_argument(
+        "--composite",
+        type=arguments.method_argument,
+        action="append",
+        dest="composites",
+        metavar="NAME",
+        help=f"the rules; give it for each composite to judge; default: {', '.join(DEFAULTS)}",
+    )
+    arguments.add_target(parser, several=False)
+    parser.add_argument(
+        "--patch",
+        type=arguments.positive,
+        metavar="N",
+        help="the side in pixels of the patches that are removed; default: a fourteenth of the input",
+    )
+    parser.add_argument(
+        "--steps", type=arguments.positive, default=STEPS, metavar="N", help=f"points of a curve; default: {STEPS}"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        metavar="FILE",
+        help="where each result is kept as it comes, a line of JSON, so that a stopped run goes on where it was; "
+        f"default: {RESULTS}",
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves there; needs lrphooks[matplotlib]")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON, and nothing else")
+    arguments.add_model(parser)
+
+
+@final
+@dataclass(frozen=True)
+class Kept:
+    """Results in a file, each found again by all that it depends on."""
+
+    path: Path
+    rows: dict[str, dict[str, Any]]
+
+    @classmethod
+    def of(cls, path: Path) -> Kept:
+        """Return what is in the file, if there is one."""
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            rows = {row["key"]: row for row in map(json.loads, lines)}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CommandError(
+                f"{path} is there, but holds no results of lrphooks evaluate ({error}): choose another --results."
+            ) from error
+        return cls(path, rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep one more result."""
+        self.rows[row["key"]] = row
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise CommandError(
+                f"the result could not be kept: {error}. Choose another place with --results."
+            ) from error
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib. Install the extra: pip install 'lrphooks[matplotlib]'")
+    found = inputs.find(options.pictures)
+    kept = Kept.of(options.results)
+    model = arguments.model_of(options)
+    methods: list[Method] = options.composites or [method(name) for name in DEFAULTS]
+    judged: dict[str, list[dict[str, Any]]] = {each.text: [] for each in methods}
+    if model.rows not in (None, 1):
+        raise CommandError(
+            f"{model.name} takes {model.rows} pictures at once and no other number, and lrphooks evaluate takes as "
+            "many as it needs: export it for one, or with a dynamic batch."
+        )
+    metric: Metric | None = None
+    failed = 0
+    digest = fingerprint(model)
+    with progress(len(found.items)) as display:
+        for item in found.items:
+            try:
+                x, target = _read(item.path, model, options)
+                metric = _metric(x, options, model.rows or BATCH)
+                rows = list(_rows(item.path, x, target, model, digest, methods, metric, kept))
+                for each, row in zip(methods, rows, strict=True):
+                    judged[each.text].append(row)
+            except CommandError as error:
+                if isinstance(error, UsageError):
+                    raise
+                failed += 1
+                display.print(f"lrphooks: error: {error}", error=True)
+            display.advance()
+    if metric is None or failed == len(found.items):
+        return FAILURE
+    results = {text: _result(metric, rows) for text, rows in judged.items()}
+    _print(results, model, options)
+    if options.plot is not None:
+        _plot(results, options.plot)
+    return FAILURE if failed else SUCCESS
+
+
+def _read(path: Path, model: PictureModel, options: argparse.Namespace) -> tuple[Tensor, int]:
+    read = pictures.read(path)
+    try:
+        x = model.prepare(read.image).to(arguments.device_of(options))
+    except ValueError as error:
+        raise CommandError(f"{path}: {error}") from error
+    targets = targets_of(options.target, predict(model, x)[0])
+    if len(targets) > 1:
+        raise UsageError(f"--target {options.target} names {len(targets)} classes, and evaluate takes one.")
+    return x, targets[0]
+
+
+def _metric(x: Tensor, options: argparse.Namespace, batch: int) -> Metric:
+    patch = options.patch or max(1, min(x.shape[2:]) // 14)
+    if patch > max(x.shape[2:]):
+        raise UsageError(f"--patch {patch} is larger than the input of the model, {tuple(x.shape[2:])}.")
+    # A blur that leaves little of a patch to be seen.
+    return SymmetricRelevanceGain(
+        patch=patch, infill=Blur(max(1.0, 10 * patch / 16)), steps=options.steps, batch_size=batch
+    )
+
+
+def _rows(
+    path: Path,
+    x: Tensor,
+    target: int,
+    model: PictureModel,
+    digest: str,
+    methods: Sequence[Method],
+    metric: Metric,
+    kept: Kept,
+) -> Iterator[dict[str, Any]]:
+    """Yield what each method got on one picture, from an earlier run where there was one."""
+    content = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    for each in methods:
+        composite = each.make(model)
+        settings = [__version__, digest, content, target, repr(metric), repr(composite), repr(model.preparation)]
+        key = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
+        if key not in kept.rows:
+            try:
+                found = metric(model.network, x, [target], composite)
+            except (LRPError, TypeError, ValueError) as error:
+                raise UsageError(f"{each.text}: {error}") from error
+            assert found.curve is not None
+            assert found.at is not None
+            kept.add(
+                {
+                    "key": key,
+                    "picture": path.name,
+                    "composite": each.text,
+                    "target": target,
+                    "metric": repr(metric),
+                    "value": float(found.values[0]),
+                    "curve": found.curve[0].tolist(),
+                    "at": found.at.tolist(),
+                }
+            )
+        yield kept.rows[key]
+
+
+def _result(metric: Metric, rows: Sequence[dict[str, Any]]) -> Result:
+    return Result(
+        metric,
+        np.array([row["value"] for row in rows]),
+        np.array([row["curve"] for row in rows]),
+        np.array(rows[0]["at"]),
+    )
+
+
+def _print(results: dict[str, Result], model: PictureModel, options: argparse.Namespace) -> None:
+    order = sorted(results, key=lambda text: -results[text].mean)
+    best = results[order[0]]
+    count = len(best.values)
+    rows = []
+    for text in order:
+        apart = difference(results[text], best) if count > 1 and text != order[0] else None
+        rows.append((text, results[text], apart))
+    if options.json:
+        table = [
+            {
+                "composite": text,
+                "mean": result.mean,
+                "standard_error": None if count == 1 else result.standard_error,
+                "difference": None if apart is None else [apart.low, apart.mean, apart.high],
+            }
+            for text, result, apart in rows
+        ]
+        print(json.dumps({"metric": repr(best.metric), "pictures": count, "composites": table}))
+        return
+    for line in reporting.of_model(model, options.model):
+        print(line)
+    print(reporting.field("metric", repr(best.metric)))
+    print(reporting.field("pictures", str(count)))
+    print(reporting.field("kept in", str(options.results)))
+    print()
+    header = ("composite", "gain", "± error", "to the best", "95% interval")
+    lines = [header]
+    for text, result, apart in rows:
+        spread = "" if count == 1 else f"{result.standard_error:.4f}"
+        between = ("", "") if apart is None else (f"{apart.mean:+.4f}", f"{apart.low:+.4f} to {apart.high:+.4f}")
+        lines.append((text, f"{result.mean:.4f}", spread, *between))
+    for line in reporting.table(lines):
+        print(line)
+
+
+def _plot(results: dict[str, Result], path: Path) -> None:
+    import matplotlib as mpl  # noqa: PLC0415  an extra
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for text, result in sorted(results.items(), key=lambda pair: -pair[1].mean):
+        assert result.curve is not None
+        assert result.at is not None
+        axis.plot(
+            result.at.astype(float), result.curve.mean(0), marker="o", markersize=3, label=f"{text}, {result.mean:.3f}"
+        )
+    axis.axhline(0.0, color="black", linewidth=0.8)
+    axis.set_xlabel("part of the picture that is removed")
+    axis.set_ylabel("probability, least less most relevant first")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"the plot could not be written: {error}. Choose another place with --plot.") from error
+    finally:
+        plt.close(figure)
+
+
+COMMAND = Command(
+    "evaluate",
+    help="measure how faithful composites are on pictures",
+    description="Measure the symmetric relevance gain of composites on pictures: the area between the curves of the "
+    "probability of the class when patches are blurred least relevant first and most relevant first. More is better, "
+    "and an order by chance has 0. Each result is kept, so that a run that is stopped goes on where it was.",
+    arguments=_arguments,
+    run=_run,
+)
