@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ from lrphooks.matching import describe as describe_matcher
 
 #: What the audit may leave unexplained.
 UNEXPLAINED = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+#: Noted on a row whose model has no value without additive parameters.
+NOT_FINITE = "not finite without additive parameters"
 
 #: Runs of each kind; the shortest counts, which other work on the machine disturbs the least.
 REPEATS = 3
@@ -223,7 +227,7 @@ def relevance(case: Case, composite: Composite | None) -> tuple[Tensor, list[Ten
         return value.detach(), list(torch.autograd.grad(value, inputs, allow_unused=True))
 
 
-def _conserved(case: Case, row: Measurement) -> float:
+def _conserved(case: Case, row: Measurement) -> float | None:
     with unmatched_in(row):
         value, found = relevance(case, lenient(CPLRP(epsilon=0.0), case))
     parts = [r for r in found if r is not None]
@@ -233,6 +237,10 @@ def _conserved(case: Case, row: Measurement) -> float:
     total = float(sum(r.double().sum() for r in parts))
     f = float(value)
     row.value = f
+    if not math.isfinite(f):
+        # Some models divide by a norm that is 0 then.
+        row.notes.append(NOT_FINITE)
+        return None
     row.cancellation = float(sum(r.double().abs().sum() for r in parts)) / max(abs(f), 1e-300)
     row.offset = _offset(case, f)
     larger = max(abs(f), abs(total))

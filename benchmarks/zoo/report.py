@@ -27,7 +27,8 @@ is the largest output of each row. Columns:
   float32 (bars {BARS["unexplained"]:.0e} and {BARS["unexplained32"]:.0e}).
 - **conserved**: |f(x) - ΣR| over the larger of both, with everything additive (biases, shifts, position embeddings,
   running means) set to zero and the softmax constant (`CPLRP(epsilon=0)`), in float64 (bar {BARS["conserved"]:.0e}).
-  "constants" stands for a model whose code adds constants (f(0) is not 0), so that the sum need not be f(x).
+  "constants" stands for a model whose code adds constants (f(0) is not 0), so that the sum need not be f(x),
+  "not finite" for one that divides by 0 without them.
 - **same**: whether the forward value is bit-identical to the plain model's.
 - **time**: relevance over the plain gradient, forward pass included, one thread, the shortest of three runs each.
   Small models show the overhead of Python. The machine did other work beside, so single ratios may be far off; the
@@ -187,6 +188,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
         return [_words([row["error"]]), "", "", "", ""]
     constants = (row.get("offset") or 0.0) > OFFSET
     conserved = "constants" if constants else _number(row.get("conserved"))
+    if any("not finite without" in note for note in row.get("notes") or ()):
+        conserved = "not finite"
     same = {True: "yes", False: "no", None: ""}[row.get("identical")]
     single = any("double precision" in note for note in row.get("notes") or ())
     double = "float32 only" if single and row.get("unexplained") is None else _number(row.get("unexplained"))
