@@ -161,7 +161,7 @@ def test_a_planted_wrong_rule_is_unexplained_and_named(monkeypatch):
     model, x = Twice().double(), torch.randn(3, 4, dtype=torch.float64)
     assert audit(model, x, 0).unexplained < 1e-14
     right = elementwise._RATIOS["gelu", "none"]
-    monkeypatch.setitem(elementwise._RATIOS, ("gelu", "none"), lambda a, gradient: 2 * right(a, gradient))
+    monkeypatch.setitem(elementwise._RATIOS, ("gelu", "none"), lambda gradient, a: 2 * right(gradient, a))
     report = audit(model, x, 0)
     assert report.unexplained > 0.01
     assert [row.operation for row in report.imbalances] == ["gelu"]
