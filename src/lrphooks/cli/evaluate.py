@@ -138,7 +138,7 @@ def _run(options: argparse.Namespace) -> int:
 def _read(path: Path, model: PictureModel, options: argparse.Namespace) -> tuple[Tensor, int]:
     read = pictures.read(path)
     try:
-        x = model.prepare(read.image).to(arguments.device_of(options))
+        x = model.batch([model.prepare(read.image)])
     except ValueError as error:
         raise CommandError(f"{path}: {error}") from error
     targets = targets_of(options.target, predict(model, x)[0])
