@@ -50,6 +50,32 @@ def test_one_class_against_all_others_is_the_mean_of_the_differences(a):
 
 
 @pytest.mark.parametrize("a", [1, [3, 0, 1]], ids=repr)
+@pytest.mark.parametrize("strongest", [1, 2, 3, 10])
+def test_one_class_against_the_strongest_others(a, strongest):
+    model = mlp()
+    logits = model(X).detach()
+    each = of_each_class(model)
+    expected = []
+    for row, chosen in enumerate(torch.as_tensor(a).expand(3).tolist()):
+        others = sorted((j for j in range(4) if j != chosen), key=lambda j: -float(logits[row, j]))[:strongest]
+        expected.append(each[row, chosen] - sum(each[row, j] for j in others) / len(others))
+    equal(lrp(model, X, AgainstOthers(a, strongest), EXACT), torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("strongest", "error", "text"),
+    [
+        (0, ValueError, "at least 1, got 0"),
+        (2.0, TypeError, r"an integer, got 2\.0"),
+        (True, TypeError, "True"),
+    ],
+)
+def test_how_many_others_there_can_be(strongest, error, text):
+    with pytest.raises(error, match=f"AgainstOthers: strongest must be.*{text}"):
+        AgainstOthers(0, strongest)
+
+
+@pytest.mark.parametrize("a", [1, [3, 0, 1]], ids=repr)
 def test_the_softmax_gradient_starts_from_the_jacobian_of_softmax(a):
     """Iwana et al.: relevance at the outputs is the derivative of the probability by each output."""
     model = mlp()
@@ -203,7 +229,8 @@ def test_the_score_of_one_box_of_a_detector():
         (Difference(1, 2), "Difference(a=1, b=2)"),
         (Difference([1, 2], torch.tensor([0, 1])), "Difference(a=(1, 2), b=(0, 1))"),
         (Difference("cat", "dog"), "Difference(a='cat', b='dog')"),
-        (AgainstOthers(range(2)), "AgainstOthers(a=(0, 1))"),
+        (AgainstOthers(range(2)), "AgainstOthers(a=(0, 1), strongest=None)"),
+        (AgainstOthers(3, 5), "AgainstOthers(a=3, strongest=5)"),
         (SoftmaxGradient(3), "SoftmaxGradient(a=3)"),
         (Sign(), "Sign()"),
         (Entry(0, "scores", 3), "Entry(0, 'scores', 3)"),

@@ -4,8 +4,8 @@ A matcher is one of
 
 - a layer type, ``torch.nn.Conv2d``, which stands for its subclasses too;
 - a :class:`Group` of this module: ``Linear``, ``Convolution``, ``AnyLinear`` (both), ``ReLU``, ``Activation``,
-  ``AvgPool``, ``MaxPool``, ``BatchNorm``, ``Normalization``, ``Dropout``, ``Product``, ``Gate``, ``Softmax``: layers of
-  torch and the functions that do the same;
+  ``AvgPool``, ``MaxPool``, ``BatchNorm``, ``Normalization``, ``Dropout``, ``Sum``, ``Product``, ``Gate``, ``Softmax``:
+  layers of torch and the functions that do the same;
 - a name pattern, ``"features.*"``, as :mod:`fnmatch` reads it: ``*`` matches dots too;
 - a torch function, ``torch.matmul``, which stands for all its aliases;
 - an autograd function of the model's own;
@@ -180,6 +180,7 @@ Dropout = Group(
     (dropout.Dropout, dropout.Dropout1d, dropout.Dropout2d, dropout.Dropout3d),
     ("dropout", "dropout1d", "dropout2d", "dropout3d"),
 )
+Sum = Group("Sum", (), tuple(names.SUM.split()))
 Product = Group("Product", (), tuple(names.PRODUCT.split() + names.ADDED_PRODUCT.split()))
 Gate = Group("Gate", (activation.Sigmoid, activation.Hardsigmoid), ("sigmoid", "hardsigmoid", "expit"))
 Softmax = Group("Softmax", (activation.Softmax,), ("softmax", "_softmax", "scaled_dot_product_attention"))

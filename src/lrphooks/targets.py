@@ -15,6 +15,7 @@ positive class, also where the decision is against it. :class:`Sign` turns it ar
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,27 +89,48 @@ class Difference(OutputTarget):
 
 @dataclass(frozen=True)
 class AgainstOthers(OutputTarget):
-    """One class against all others: what speaks for ``a`` rather than for the mean of the others.
+    """One class against others: what speaks for ``a`` rather than for the mean of all others, or of the strongest.
 
-    Formula: ``z_a - 1 / (n - 1) * sum_{j != a} z_j``, the mean of the differences to each of the other n - 1 classes.
+    Formula: ``z_a - 1 / k * sum_{j in S} z_j``, the mean of the differences to each of the k classes in S: all but a,
+    or the ``strongest`` so many of these, those with the largest outputs.
+
+    Of a thousand classes most are out of the question, and what tells a from them is what makes a picture a picture.
+    Against the few strongest stays what tells a from the classes that it could be taken for.
 
     Parameters
     ----------
     a
         A class, or one a row: indices or labels.
+    strongest
+        Of how many others the mean is taken; all where there are fewer. None is all.
 
     Raises
     ------
     TypeError, ValueError
-        When it is explained: if the output is not (rows, classes), or has no such class or no other.
+        If ``strongest`` is not an integer of at least 1. When it is explained: if the output is not (rows, classes), or
+        has no such class or no other.
 
     References
     ----------
     Gu et al., "Understanding Individual Decisions of CNNs via Contrastive Backpropagation", ACCV 2018 (the form of
     CLRP in which the dual concept has all other classes), here without the final ReLU, so that relevance is conserved.
+    That few strong classes tell more is measured in ``docs/faithfulness.md``.
     """
 
     a: Classes
+    strongest: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strongest is None:
+            return
+        if isinstance(self.strongest, bool) or not isinstance(self.strongest, int):
+            raise TypeError(f"AgainstOthers: strongest must be None or an integer, got {self.strongest!r}.")
+        if self.strongest < 1:
+            raise ValueError(
+                f"AgainstOthers: strongest must be at least 1, got {self.strongest}. To explain a class by itself, "
+                "give the class."
+            )
 
     def _explained(self, output: Any) -> Tensor:
         matrix = finite(as_matrix(output))
@@ -118,7 +140,11 @@ class AgainstOthers(OutputTarget):
                 "as it is (target=0), or as the evidence for the decision: lrphooks.targets.Sign()."
             )
         chosen = picked(matrix, self.a)
-        return chosen - (matrix.sum(1) - chosen) / (matrix.shape[1] - 1)
+        if self.strongest is None or self.strongest >= matrix.shape[1] - 1:
+            return chosen - (matrix.sum(1) - chosen) / (matrix.shape[1] - 1)
+        index = index_of(self.a, matrix).unsqueeze(1)
+        others = matrix.detach().scatter(1, index, -math.inf)
+        return chosen - matrix.gather(1, others.topk(self.strongest, 1).indices).mean(1)
 
 
 @dataclass(frozen=True)

@@ -62,18 +62,22 @@ def execute(
     linear_map: LinearMap,
     tensors: tuple[Tensor, Tensor, Tensor | None],
     function: Callable[..., Tensor] | None = None,
+    *,
+    probed: bool = False,
 ) -> Tensor:
     """Run the call, and note the layer on its output for the rule to be set when it is consumed.
 
-    ``function`` is the call as a function of the tensors, where they are not its arguments themselves.
+    ``function`` is the call as a function of the tensors, where they are not its arguments themselves. ``probed``
+    tells that an observer watches what the input was made of already.
     """
     a, weight, bias = tensors
     record = None
     if run.watched and not isinstance(rule, Constant | Pass):
         assert run.observer is not None
         record = run.observer.begin(run, call.operation.name, rule)
-        probed = run.observer.probe(run, a)
-        call, a, tensors = call.replaced({id(a): probed}), probed, (probed, weight, bias)
+        if not probed:
+            watched = run.observer.probe(run, a)
+            call, a, tensors = call.replaced({id(a): watched}), watched, (watched, weight, bias)
     filtered = rule if isinstance(rule, TopRelevance) else None
     rule = rule.inner if isinstance(rule, LayerRule) else rule
     pending = (

@@ -12,6 +12,7 @@ from lrphooks import matching
 from lrphooks.assignment import assign, is_linear_layer
 from lrphooks.engine.errors import UnmatchedError, UnmatchedWarning
 from lrphooks.engine.serving import FUNCTION, check_entries, serves
+from lrphooks.engine.weighted import SUMS
 from lrphooks.operations import Operation
 from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.input import InputRule
@@ -47,6 +48,11 @@ class Plan:
         #: Whether relevance itself may have to travel to a layer or module, beside the modified gradient.
         inner = [rule.inner if isinstance(rule, LayerRule) else rule for _, rule in composite.entries]
         self.delivers = any(isinstance(rule, InputRule | Identity | Pass) for rule in inner)
+        #: Whether sums of activations may have a rule of linear layers.
+        self.rules_sums = any(
+            isinstance(rule, LayerRule) and not SUMS.isdisjoint(matching.operation_names(matcher))
+            for matcher, rule in composite.entries
+        )
         self.passing: dict[int, Rule] = {}
         inherited: dict[str, tuple[Rule, int, bool]] = {}
         for module, row in zip(model.modules(), self.assignment, strict=True):

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,8 @@ from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
 from lrphooks.engine.provenance import Provenance, behind, made_by_function
 from lrphooks.engine.reporting import report
-from lrphooks.engine.weighted import weighted_product
+from lrphooks.engine.serving import serves
+from lrphooks.engine.weighted import SUMS, weighted_product, weighted_sum
 from lrphooks.operations import Operation, expression
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
@@ -251,6 +252,11 @@ class Run:
             rule = None if product is None else self._layer_rule(call, product.tensors[1])
             if product is not None and rule is not None:
                 return linear.execute(self, call, rule, product.map, product.tensors, product.function)
+        if self.plan.rules_sums and operation.name in SUMS and len(call.dependent) > 1:
+            rule = self._sum_rule(call)
+            addition = None if rule is None else weighted_sum(self, call)
+            if addition is not None and rule is not None:
+                return linear.execute(self, call, rule, *addition, probed=True)
         if constants:
             call = call.replaced({id(t): self.shield(t) for t in constants})
         out = self.observed(call, self._rule(call), HANDLERS[operation.kind])
@@ -319,7 +325,7 @@ class Run:
         source = call.dependent[0]
         note = notes.read(source, self)
         layer = behind_hooks(source) if note is None else note.layer
-        if layer is None or layer.batch_norm is not None:
+        if layer is None or layer.batch_norm is not None or not layer.map.merges:
             return linear.batch_norm(self, self._settle(call, waiting), self._rule(call), None)
         rule = self._rule(call)
         if not isinstance(rule, Normalize | Gradient):
@@ -376,7 +382,19 @@ class Run:
             frame.served = True
         running = frame.module if frame else None
         module = self.plan.layer_module(running, weight)
-        for rule, first in self.plan.layer_candidates(module, call.operation, self.frames):
+        return self._claimable(call, module, self.plan.layer_candidates(module, call.operation, self.frames))
+
+    def _sum_rule(self, call: Call) -> Rule | None:
+        """Return the rule for linear layers that a sum has, or None; the module that adds has no say in it."""
+        candidates = self.plan.layer_candidates(None, call.operation, self.frames)
+        return self._claimable(call, None, ((r, f) for r, f in candidates if serves(r, call.operation)))
+
+    def _claimable(
+        self, call: Call, module: nn.Module | None, candidates: Iterable[tuple[Rule, int | None]]
+    ) -> Rule | None:
+        """Return the first of the rules that is not for a first layer which was executed before."""
+        running = self.frames[-1].module if self.frames else None
+        for rule, first in candidates:
             if first is None:
                 return rule
             owner = (id(running), self.unrolled) if self.unrolled else (id(module), call.operation.name)

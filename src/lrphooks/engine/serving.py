@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch.autograd import Function
 
 from lrphooks import matching
-from lrphooks.engine.weighted import OPERATIONS
+from lrphooks.engine.weighted import OPERATIONS, SUMS
 from lrphooks.operations import Kind, Operation, classify, names
 from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.filter import TopRelevance
@@ -67,6 +67,8 @@ def serves(rule: Rule, operation: Operation) -> bool:
         return isinstance(rule, _ELEMENTWISE) and operation.name in ELEMENTWISE_SELECT
     if operation.name in OPERATIONS and isinstance(rule, LayerRule):
         return True
+    if operation.name in SUMS and isinstance(rule, LayerRule) and isinstance(rule.inner, LinearRule):
+        return True
     return isinstance(rule, SERVED.get(operation.kind, ()))
 
 
@@ -106,4 +108,6 @@ def _serving(operation: Operation) -> tuple[type[Rule], ...]:
         more = _ELEMENTWISE
     if operation.name in OPERATIONS:
         more = (LinearRule, InputRule, TopRelevance, *more)
+    if operation.name in SUMS:
+        more = (LinearRule, TopRelevance, *more)
     return Gradient, Constant, *more

@@ -1,4 +1,4 @@
-"""Products of an activation and a parameter: linear layers that a model writes out."""
+"""Linear layers that a model writes out: products of an activation and a parameter, and sums of activations."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from lrphooks.engine import notes
 from lrphooks.engine.call import Call
-from lrphooks.layers.linear_map import Dense, General, LinearMap
+from lrphooks.layers.linear_map import Dense, General, LinearMap, Summation
+from lrphooks.operations.names import SUM
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
 #: The operations that are linear layers where one operand is a parameter.
 OPERATIONS = ("matmul", "mm", "addmm", "_grouped_mm")
+#: The operations that are linear layers, with weights 1 and -1, where both operands are activations.
+SUMS = frozenset(SUM.split())
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,25 @@ def weighted_product(run: Run, call: Call) -> WeightedProduct | None:
         return out
 
     return WeightedProduct(Dense(), (a, weight.t(), bias), function)
+
+
+def weighted_sum(run: Run, call: Call) -> tuple[Summation, tuple[Tensor, Tensor, None]] | None:
+    """Return the sum of two activations as a linear layer, or None where it is something else."""
+    scale = call.argument(2, "alpha", 1)
+    first, second = call.argument(0, "input"), call.argument(1, "other")
+    if not (run.carries(first) and run.carries(second) and isinstance(scale, int | float)):
+        return None
+    sign = -scale if call.operation.name == "sub" else scale
+    weights = (sign, 1) if call.operation.reversed else (1, sign)
+    summands = [first, second]
+    if run.watched:
+        assert run.observer is not None
+        summands = [run.observer.probe(run, summand) for summand in summands]
+    shape = torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]
+    operands = torch.stack([summand.expand(shape) for summand in summands])
+    known = [notes.read(summand, run) for summand in (first, second)]
+    notes.write(operands, run, nonnegative=all(note is not None and note.nonnegative for note in known))
+    return Summation(), (operands, operands.new_tensor(weights), None)
 
 
 def _grouped(run: Run, call: Call) -> WeightedProduct | None:

@@ -110,7 +110,8 @@ class Layer:
         """Return a value for each output channel plus a constant, as a bias."""
         if values is not None:
             return values + shift
-        return self.output.new_full((self.output.shape[self.map.output_channel_dim],), shift)
+        channels = self.output.shape[self.map.output_channel_dim :][:1]
+        return self.output.new_full(channels, shift)
 
     def bias_like(self, values: Tensor | None) -> Tensor | float:
         """Return a value for each output channel, shaped to broadcast against the output."""

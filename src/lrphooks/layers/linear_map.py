@@ -18,6 +18,8 @@ class LinearMap(ABC):
     #: The dimension of the output that counts output channels, and of the weight that does.
     output_channel_dim: int
     weight_channel_dim: int
+    #: Whether it has a weight for each output channel, which a BatchNorm can be merged into.
+    merges: bool = True
 
     @abstractmethod
     def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -170,6 +172,26 @@ class General(LinearMap):
             out = self.function(point, weight)
             result: Tensor = torch.autograd.grad(out, point, gradient, create_graph=create)[0]
         return result
+
+
+@dataclass(frozen=True)
+class Summation(LinearMap):
+    """A sum of activations: they are stacked in the first dimension, and the weight has one number for each."""
+
+    output_channel_dim = -1
+    weight_channel_dim = -1
+    merges = False
+
+    def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        out = (a * self._shaped(weight, a)).sum(0)
+        return out if bias is None else out + bias
+
+    def transpose(self, gradient: Tensor, a: Tensor, weight: Tensor) -> Tensor:
+        return gradient * self._shaped(weight, a)
+
+    @staticmethod
+    def _shaped(weight: Tensor, a: Tensor) -> Tensor:
+        return weight.reshape(-1, *(1,) * (a.dim() - 1))
 
 
 def bind_convolution(spatial: int, arguments: dict[str, Any], *, transposed: bool) -> Convolution:

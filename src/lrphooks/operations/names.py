@@ -61,6 +61,9 @@ LINEAR_COMBINATION = """
     pad_sequence _pad_packed_sequence
 """
 
+#: Those that add two activations, which may have the rule of a linear layer.
+SUM = "add sub"
+
 #: Multiplies activations: each receives an equal part.
 PRODUCT = """
     mul mm bmm mv matmul dot vdot inner outer einsum tensordot kron chain_matmul multi_dot cross
