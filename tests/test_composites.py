@@ -41,7 +41,7 @@ def test_gamma_falls_by_equal_factors():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_without_a_fall_it_is_epsilon_gamma_box(name, close):
     model, x = network(name)
-    fallen = GammaDecay(model, -4.0, 4.0, first=0.3, last=0.3)
+    fallen = GammaDecay(model, -4.0, 4.0, first=0.3, last=0.3, sums=None)
     close(lrp(model, x, 0, fallen), lrp(model, x, 0, EpsilonGammaBox(-4.0, 4.0, gamma=0.3)))
 
 
@@ -54,6 +54,14 @@ def test_convolutions_that_are_no_modules_have_the_geometric_mean(close):
     close(found, lrp(model, x, 0, Composite(entries)))
 
 
+def test_residual_sums_have_a_gamma_of_their_own(close):
+    model, x = network("residual")
+    fallen = GammaDecay(model, -4.0, 4.0, first=0.3, last=0.3, sums=2.0)
+    box = EpsilonGammaBox(-4.0, 4.0, gamma=0.3, layers=[(torch.add, Gamma(2.0))])
+    close(lrp(model, x, 0, fallen), lrp(model, x, 0, box))
+    assert not torch.allclose(lrp(model, x, 0, fallen), lrp(model, x, 0, EpsilonGammaBox(-4.0, 4.0, gamma=0.3)))
+
+
 def test_layers_of_ones_own_come_first():
     model = Convolutions()
     assignment = GammaDecay(model, -1.0, 1.0, layers=[("last", Pass())]).assign(model)
@@ -64,6 +72,8 @@ def test_wrong_arguments_are_refused():
     model = Convolutions()
     with pytest.raises(ValueError, match="GammaDecay: last must be above 0, got 0"):
         GammaDecay(model, -1.0, 1.0, last=0)
+    with pytest.raises(ValueError, match="GammaDecay: sums must be at least 0, got -1"):
+        GammaDecay(model, -1.0, 1.0, sums=-1)
     with pytest.raises(TypeError, match="GammaDecay: first must be a number, got 'high'"):
         GammaDecay(model, -1.0, 1.0, first="high")
     with pytest.raises(TypeError, match=r"GammaDecay: model must be the torch.nn.Module that it is for, got -1\.0"):

@@ -1,6 +1,7 @@
 """`python -m benchmarks.faithfulness` on a tiny network: what it measures, keeps and writes."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -78,6 +79,9 @@ def test_every_method_is_measured_and_listed_once(run):
     test = stats.ttest_rel(rows["GammaDecay"]["gain"], peers[best])
     low, high = test.confidence_interval(0.95)
     assert f"| {np.mean(rows['GammaDecay']['gain']) - np.mean(peers[best]):+.3f} ({low:+.3f} to {high:+.3f}) |" in page
+    chosen = rows["GammaDecay tuned against 5"]["chosen"]
+    assert re.fullmatch(r"first=[\d.]+, last=[\d.]+, sums=(None|10\.0) \(on 6 pictures\)", chosen)
+    assert f"GammaDecay tuned against 5: {chosen}." in page
     assert places["plot"].stat().st_size > 10_000
     assert "`python -m benchmarks.faithfulness --network tiny --images 6 --mosaics 1 --steps 3`" in page
     assert str(places["table"].parent) not in page
@@ -100,7 +104,8 @@ def test_a_run_goes_on_where_it_was(run, capsys):
 
 def test_pictures_for_tuning_are_held_apart(monkeypatch):
     monkeypatch.setitem(networks.NETWORKS, "tiny", tiny)
-    reported, tuned = networks.load("tiny", 400), networks.load("tiny", 400, tuning=True)
+    reported = networks.load("tiny", 400)
+    tuned = reported.apart
     assert len(reported.x) == 300
     assert len(tuned.x) == 100
     assert not (reported.x[:, None] == tuned.x[None]).flatten(2).all(2).any()

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.faithfulness.methods import Subject
+from benchmarks.faithfulness.methods import Subject, blur
 from benchmarks.faithfulness.networks import Network
-from lrphooks.evaluation import Blur, GridPointingGame, Judged, SymmetricRelevanceGain, mosaics
+from lrphooks.evaluation import GridPointingGame, Judged, SymmetricRelevanceGain, mosaics
 from lrphooks.evaluation.method import relevance_of
 
 
@@ -43,6 +43,8 @@ class Row:
     seconds: float = 0.0
     """Processor time of one explanation."""
     error: str = ""
+    chosen: str = ""
+    """The parameters that a search found."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row for a file of results."""
@@ -68,13 +70,14 @@ class Bench:
         row = Row(network.name, subject.name, subject.family, asdict(setting))
         try:
             method = subject.build(network)
+            row.chosen = getattr(method, "chosen", "")
             start = time.process_time()
             relevance = _explained(
                 method, network.module if subject.gradient else self.quick, network.x, network.y, setting.batch
             )
             row.seconds = (time.process_time() - start) / len(network.x)
             gain = SymmetricRelevanceGain(
-                patch=network.patch, infill=_blur(network, setting), steps=setting.steps, batch_size=28
+                patch=network.patch, infill=blur(network, setting.sigma), steps=setting.steps, batch_size=28
             )
             row.gain = gain(self.quick, network.x, network.y, relevance).values.tolist()
             if network.mosaics and setting.mosaics and subject.gradient:
@@ -93,11 +96,6 @@ class Bench:
 
 def _explained(method: Judged, model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch: int) -> torch.Tensor:
     return relevance_of(method, model, x, y, batch_size=batch, who="benchmarks.faithfulness")
-
-
-def _blur(network: Network, setting: Setting) -> Blur:
-    # The blur of the photographs, in proportion to the side of the patches.
-    return Blur(setting.sigma * network.patch / 16)
 
 
 class Quick(nn.Module):

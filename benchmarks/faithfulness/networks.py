@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,29 +32,27 @@ class Network:
     """The side of the patches that are removed."""
     mosaics: bool = True
     """Whether it reads pictures of other sizes, as mosaics are."""
+    apart: Network | None = None
+    """The network with pictures that are held apart, for the choice of parameters."""
 
     def part(self, chosen: Tensor) -> Network:
         """Return the network with some of its pictures."""
-        return Network(
-            self.name, self.module, self.x[chosen], self.y[chosen], self.low, self.high, self.patch, self.mosaics
-        )
+        return replace(self, x=self.x[chosen], y=self.y[chosen])
 
 
 #: Every so many pictures one is left to the choice of parameters, and never reported.
 TUNED_ON = 4
 
 
-def load(name: str, count: int, *, tuning: bool = False) -> Network:
-    """Return a network with at most ``count`` pictures of those that it gets right.
-
-    tuning: those that parameters may be chosen on, instead of those that are reported.
-    """
+def load(name: str, count: int) -> Network:
+    """Return a network with at most ``count`` pictures of those that it gets right, and as many at most apart."""
     network = NETWORKS[name](count)
     with torch.no_grad():
         predicted = torch.cat([network.module(rows).argmax(1) for rows in network.x.split(16)])
     right = (predicted == network.y).nonzero().flatten()
     held = torch.arange(len(right)) % TUNED_ON == 0
-    return network.part(right[held if tuning else ~held][:count])
+    apart = network.part(right[held][:count])
+    return replace(network.part(right[~held][:count]), apart=apart)
 
 
 def mobilenet_v2(_: int) -> Network:

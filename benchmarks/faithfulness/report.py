@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.faithfulness.measure import Row
-from benchmarks.faithfulness.methods import SUBJECTS
+from benchmarks.faithfulness.methods import STRONGEST, SUBJECTS
 from lrphooks.evaluation import Difference, Result, SymmetricRelevanceGain, difference
 
 
@@ -33,8 +33,10 @@ def table(rows: Sequence[Row], command: str) -> str:
         "a 2 by 2 mosaic that shows the explained class: 0.25 is chance. Each is a mean over pictures that the",
         "network gets right, with its standard error. The difference is the paired difference in SRG to the best",
         "baseline or other library on the same pictures, with its 95 % interval. No method is left out because it",
-        "wins or loses. Parameters were chosen on other pictures, one in four of those that a network gets right,",
-        "which are not counted here.",
+        f'wins or loses. "against {STRONGEST}" explains the class against the {STRONGEST} strongest others,',
+        f"`AgainstOthers(target, {STRONGEST})`. Parameters were chosen on other pictures, one in four of those that a",
+        "network gets right, which are not counted here: those that presets have by default once, for all networks;",
+        '"tuned" are those that `lrphooks.tune` finds best of eight for the network.',
         "",
         f"`{command}`, {machine()}. Time is processor time of one explanation on one thread of a shared machine.",
     ]
@@ -66,8 +68,13 @@ def _network(rows: Sequence[Row]) -> list[str]:
         if row.error:
             text = row.error.replace("|", "\\|").replace("\n", " ")[:200]
             lines.append(f"| {row.method} | {row.family} | {text} | | | |")
+    chosen = [f"{row.method}: {row.chosen}." for row in rows if row.chosen]
     # A run that was stopped must not look like a whole one.
-    return [*lines, *(["", f"Not measured yet: {', '.join(missing)}."] if missing else [])]
+    return [
+        *lines,
+        *(["", *chosen] if chosen else []),
+        *(["", f"Not measured yet: {', '.join(missing)}."] if missing else []),
+    ]
 
 
 def best_peer(rows: Sequence[Row]) -> Row | None:
