@@ -54,7 +54,7 @@ class RuleNode(Function):
         else:
             layer = call.layer(z, tensors, relu_follows=relu_follows, cached=True)
             factors = call.rule.factors(layer)
-            ctx.forms = tuple((factor.routes, factor.split) for factor in factors)
+            ctx.forms = tuple((factor.routes, factor.split, factor.divides) for factor in factors)
             ctx.modified = _modified_weights(layer, call, tuple(factor.routes for factor in factors))
             ctx.save_for_backward(*(factor.values for factor in factors), *tensors)
         return z if in_place else alias(z), zero_link(z)
@@ -165,7 +165,8 @@ def _returned(
     for factor in chain.from_iterable((each,) if each.split is None else each.split(each.values) for each in kept):
         one_sign = any(route.signed for route in factor.routes)
         for route in factor.routes:
-            part = gradient * (factor.values.abs() if one_sign and not route.signed else factor.values)
+            values = factor.values.abs() if one_sign and not route.signed else factor.values
+            part = gradient / values if factor.divides else gradient * values
             if route.weight in parts:
                 before, scale = parts[route.weight]
                 parts[route.weight] = torch.add(before * scale, part, alpha=route.scale), 1.0

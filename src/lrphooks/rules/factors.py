@@ -26,11 +26,17 @@ def precise(layer: Layer) -> bool:
 
 
 def epsilon(layer: Layer, shift: float) -> tuple[Factor, ...]:
-    """Return z / (z + shift * sign z)."""
-    z = layer.output
-    values = torch.copysign(torch.full((), shift, dtype=z.dtype, device=z.device), z).add_(z)
-    torch.div(z, values, out=values)
-    return (Factor(values, (Route("plain", 1.0),)),)
+    """Return the divisor of z / (z + shift * sign z)."""
+    return (Factor(divisor(layer.output.abs(), shift), (Route("plain", 1.0),), divides=True),)
+
+
+def divisor(sizes: Tensor, shift: float) -> Tensor:
+    """Return 1 + shift / |z|, of which z / (z + shift * sign z) is the inverse, in the memory of the sizes |z|.
+
+    Where z is 0 it is infinite, so that nothing is handed on.
+    """
+    one = torch.ones((), dtype=sizes.dtype, device=sizes.device)
+    return torch.addcdiv(one, one, sizes, value=shift, out=sizes)
 
 
 def gamma(layer: Layer, gamma: float, shift: float) -> tuple[Factor, ...]:
