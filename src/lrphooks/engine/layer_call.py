@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lrphooks.engine import notes
+from lrphooks.engine.epsilon_node import Moved, Origin
 from lrphooks.engine.filter_node import FilterNode
 from lrphooks.engine.rule_node import RuleNode
 from lrphooks.layers.layer import Layer, WeightForm
-from lrphooks.layers.linear_map import LinearMap
+from lrphooks.layers.linear_map import Dense, LinearMap
 from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
@@ -82,12 +83,29 @@ class LayerCall:
         """Return the call as its nodes keep it: they save its tensors for backward, which frees them or runs again."""
         return self if self.run.hooked else replace(self, tensors=(), input_link=None)
 
+    @property
+    def _is_share(self) -> bool:
+        """Whether the rule is a share of the gradient, and the layer saves nothing itself if it has no node."""
+        return (
+            isinstance(self.map, Dense)
+            and isinstance(self.rule, LinearRule)
+            and self.batch_norm is None
+            and self.filtered is None
+            and self.run.observer is None
+            and not (self.run.delivers or self.run.hooked)
+        )
+
     def guard(self, output: Tensor) -> Tensor:
         """Set the rule on the output for consumers that cannot be seen, and note the layer for those that can."""
+        moved = None
+        if self._is_share and isinstance(self.rule, LinearRule) and self.rule.shift(output.dtype) is not None:
+            moved = Moved(Origin(self.rule, output, self.hooks))
+            # The same memory behind a node of its own, so that the guard is in the way of what cannot be seen alone.
+            output = torch.ops.aten._unsafe_view(output, output.shape)
         out: Tensor = RuleNode.apply(self, None, True, output, None, *self.tensors)
         if self.filtered is not None:
             out, _ = FilterNode.apply(self.run, self.filtered, True, out, None)
-        notes.write(out, self.run, layer=self, ruled=False)
+        notes.write(out, self.run, layer=self, ruled=False, moved=moved)
         self._tell(out, None)
         return out
 
@@ -104,7 +122,7 @@ class LayerCall:
             ruled, link = RuleNode.apply(self, relu_follows, in_place, output, link_in, *self.tensors)
             if self.filtered is not None:
                 ruled, link = FilterNode.apply(self.run, self.filtered, in_place, ruled, link)
-        notes.write(ruled, self.run, layer=self, ruled=True, link=lambda: link)
+        notes.write(ruled, self.run, layer=self, ruled=True, moved=None, link=lambda: link)
         self._tell(ruled, link, relu_follows=relu_follows, linked=link_in is not None)
         return ruled  # type: ignore[no-any-return]
 

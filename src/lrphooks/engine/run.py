@@ -15,11 +15,12 @@ from lrphooks.engine import containers, functions, linear, notes, passing
 from lrphooks.engine.cache import WeightCache
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint
+from lrphooks.engine.epsilon_node import way
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler, stop
 from lrphooks.engine.interception import Interception
-from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
+from lrphooks.engine.layer_call import behind_hooks, saving_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
 from lrphooks.engine.provenance import Provenance, behind, made_by_function
@@ -165,6 +166,8 @@ class Run:
     def settled(self, tensor: Tensor) -> Tensor:
         """Return the tensor with the rule of the layer that made it set for consumers of any kind."""
         note = notes.read(tensor, self)
+        if note is not None and note.moved is not None and note.moved.origin.hooks == saving_hooks():
+            return note.moved.settle(self, tensor, shared=False)
         if note is None or note.layer is None or note.ruled:
             return tensor
         if note.layer.hooks != saving_hooks() or note.kept:
@@ -254,6 +257,8 @@ class Run:
         if constants:
             call = call.replaced({id(t): self.shield(t) for t in constants})
         out = self.observed(call, self._rule(call), HANDLERS[operation.kind])
+        if waiting and len(dependent) == 1 and call.dependent[0] is dependent[0]:
+            self._follow(call, out)
         return softmax.recognize(self, operation, args, kwargs, out) if self.plan.softmax_is_ruled else out
 
     @property
@@ -268,11 +273,11 @@ class Run:
             return self.observer.operation(self, call, rule, handler)
         return handler(self, call, rule)
 
-    def _survey(self, data: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, LayerCall]], bool]:
+    def _survey(self, data: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor], list[Tensor], bool]:
         """Return the operands that carry relevance, those that do not, the layers to settle, and any stopped value."""
         dependent: list[Tensor] = []
         constants: list[Tensor] = []
-        waiting: list[tuple[Tensor, LayerCall]] = []
+        waiting: list[Tensor] = []
         stopped = False
         for tensor in tensors_in(data):
             if not tensor.requires_grad:
@@ -286,8 +291,8 @@ class Run:
                 stopped = stopped or kind == "stopped"
                 continue
             dependent.append(tensor)
-            if note is not None and note.layer is not None and not note.ruled:
-                waiting.append((tensor, note.layer))
+            if note is not None and ((note.layer is not None and not note.ruled) or note.moved is not None):
+                waiting.append(tensor)
         return dependent, constants, waiting, stopped
 
     def _constant(self, function: Any, args: Any, kwargs: Any, constants: list[Tensor], stopped: bool) -> Any:
@@ -298,13 +303,22 @@ class Run:
                     notes.write(tensor, self, constant="stopped" if stopped else "parameter")
         return out
 
-    def _settle(self, call: Call, waiting: list[tuple[Tensor, LayerCall]]) -> Call:
+    def _settle(self, call: Call, waiting: list[Tensor]) -> Call:
         """Set the rules of the layers that made the operands, now that their consumer is known."""
         change: dict[int, Tensor] = {}
         followed = call.operation.name in ("relu", "relu6") and isinstance(self._rule(call), Gradient | Identity | Pass)
-        for tensor, layer in waiting:
+        for tensor in waiting:
             note = notes.read(tensor, self)
-            if note is None or note.ruled:
+            if note is None:
+                continue
+            if note.moved is not None and note.moved.origin.hooks == saving_hooks():
+                how = way(self, call, tensor, self._rule)
+                if how in ("keeps", "reads"):
+                    change[id(tensor)] = note.moved.settle(self, tensor, shared=how == "keeps")
+                if how:
+                    continue
+            layer = note.layer
+            if layer is None or note.ruled:
                 continue
             if followed and layer.input_nonnegative and not call.writes_in_place and layer.filtered is None:
                 # Other consumers may see negative values, so this one gets a node of its own.
@@ -315,7 +329,13 @@ class Run:
                 change[id(tensor)] = self.settled(tensor)
         return call.replaced(change)
 
-    def _batch_norm(self, call: Call, waiting: list[tuple[Tensor, LayerCall]]) -> Any:
+    def _follow(self, call: Call, out: Any) -> None:
+        """Note on the results of a move of elements whose rule waits for their consumer where they come from."""
+        note = notes.read(call.dependent[0], self)
+        if note is not None and note.moved is not None and way(self, call, call.dependent[0], self._rule) == "moves":
+            note.moved.follow(self, call, out)
+
+    def _batch_norm(self, call: Call, waiting: list[Tensor]) -> Any:
         source = call.dependent[0]
         note = notes.read(source, self)
         layer = behind_hooks(source) if note is None else note.layer
