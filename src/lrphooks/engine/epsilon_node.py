@@ -60,7 +60,8 @@ class EpsilonNode(Function):
         if torch.is_grad_enabled():
             signed = torch.where(z < 0, torch.full_like(z, -shift), torch.full_like(z, shift))
             return None, None, None, gradient * z / (z + signed), None
-        return None, None, None, gradient / factors.divisor(z.abs(), shift), None
+        sizes = z.abs()
+        return None, None, None, gradient / factors.divisor(sizes, shift, out=sizes), None
 
 
 @dataclass(slots=True)
@@ -81,12 +82,13 @@ class Origin:
 class Moved:
     """Elements of a layer's output that wait for a consumer: where they come from, and how they were moved since.
 
-    out: the tensor that consumers see, when there was one.
+    shared, own: what consumers see that keep the elements themselves, and others.
     """
 
     origin: Origin
     moves: tuple[Callable[[Tensor], Tensor], ...] = field(default=())
-    out: Tensor | None = None
+    shared: Tensor | None = None
+    own: Tensor | None = None
 
     def along(self, tensor: Tensor) -> Tensor:
         """Return the elements of another tensor of the origin's shape, moved alike."""
@@ -96,14 +98,19 @@ class Moved:
 
     def settle(self, run: Run, tensor: Tensor, *, shared: bool) -> Tensor:
         """Return the tensor as its consumer is to see it; ``shared`` if the consumer keeps it for its derivative."""
-        if self.out is None:
-            origin, kept = self.origin, None
-            if not shared:
-                if origin.kept is None:
-                    origin.kept = origin.raw.clone()
-                kept = self.along(origin.kept)
-            self.out = EpsilonNode.apply(run, origin.rule, (tensor,), self.along(origin.raw), kept)
-        return self.out
+        origin = self.origin
+        if self.own is not None:
+            return self.own
+        if shared:
+            if self.shared is None:
+                self.shared = EpsilonNode.apply(run, origin.rule, (tensor,), self.along(origin.raw), None)
+            return self.shared
+        # Also if another consumer keeps the elements: relevance may not come back by that one.
+        if origin.kept is None:
+            origin.kept = origin.raw.clone()
+        raw, kept = self.along(origin.raw), self.along(origin.kept)
+        self.own = EpsilonNode.apply(run, origin.rule, (tensor,), raw, kept)
+        return self.own
 
     def follow(self, run: Run, call: Call, out: Any) -> None:
         """Note on the results of a move where their elements come from."""
@@ -150,7 +157,7 @@ def way(run: Run, call: Call, tensor: Tensor, rule: Callable[[Call], Any]) -> Wa
         return ""
     if kind == "linear":
         return "reads"
-    if name in _READS:
+    if name in _READS or (kind == "relu" and not call.writes_in_place):
         return "reads"
     if call.writes_in_place:
         return ""

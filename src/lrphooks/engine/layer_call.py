@@ -24,7 +24,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from lrphooks.engine import notes
 from lrphooks.engine.epsilon_node import Moved, Origin
 from lrphooks.engine.filter_node import FilterNode
-from lrphooks.engine.rule_node import RuleNode
+from lrphooks.engine.rule_node import ReluRuleNode, RuleNode
 from lrphooks.layers.layer import Layer, WeightForm
 from lrphooks.layers.linear_map import Dense, LinearMap
 from lrphooks.rules.filter import TopRelevance
@@ -83,13 +83,11 @@ class LayerCall:
         """Return the call as its nodes keep it: they save its tensors for backward, which frees them or runs again."""
         return self if self.run.hooked else replace(self, tensors=(), input_link=None)
 
-    @property
-    def _is_share(self) -> bool:
-        """Whether the rule is a share of the gradient, and the layer saves nothing itself if it has no node."""
+    def is_share(self, dtype: torch.dtype) -> bool:
+        """Whether the rule is a share of the gradient, which nobody watches or cuts, and no relevance itself arrives."""
         return (
-            isinstance(self.map, Dense)
-            and isinstance(self.rule, LinearRule)
-            and self.batch_norm is None
+            isinstance(self.rule, LinearRule)
+            and self.rule.shift(dtype) is not None
             and self.filtered is None
             and self.run.observer is None
             and not (self.run.delivers or self.run.hooked)
@@ -98,7 +96,9 @@ class LayerCall:
     def guard(self, output: Tensor) -> Tensor:
         """Set the rule on the output for consumers that cannot be seen, and note the layer for those that can."""
         moved = None
-        if self._is_share and isinstance(self.rule, LinearRule) and self.rule.shift(output.dtype) is not None:
+        # Other maps save their input for a gradient too.
+        if isinstance(self.map, Dense) and self.batch_norm is None and self.is_share(output.dtype):
+            assert isinstance(self.rule, LinearRule)
             moved = Moved(Origin(self.rule, output, self.hooks))
             # The same memory behind a node of its own, so that the guard is in the way of what cannot be seen alone.
             output = torch.ops.aten._unsafe_view(output, output.shape)
@@ -125,6 +125,20 @@ class LayerCall:
         notes.write(ruled, self.run, layer=self, ruled=True, moved=None, link=lambda: link)
         self._tell(ruled, link, relu_follows=relu_follows, linked=link_in is not None)
         return ruled  # type: ignore[no-any-return]
+
+    def settle_behind_relu(self, output: Tensor, *, in_place: bool) -> Tensor:
+        """Set the rule's node on the output of the ReLU behind the layer, and return the tensor that the model sees.
+
+        It stands on the tensor itself if the ReLU wrote it in place.
+        """
+        version = output._version
+        with _unsafe_preserve_version_counter(output):
+            if in_place:
+                # The node saves the tensor after autograd counted it as a change, which it is not.
+                torch._C._autograd._unsafe_set_version_counter((output,), (version - 1,))
+            ruled: Tensor = ReluRuleNode.apply(self, in_place, output, *self.tensors)
+        notes.write(ruled, self.run, nonnegative=True)
+        return ruled
 
     def link(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Return a link to the output of a layer whose rule needs no node of its own."""

@@ -20,7 +20,7 @@ from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler, stop
 from lrphooks.engine.interception import Interception
-from lrphooks.engine.layer_call import behind_hooks, saving_hooks
+from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
 from lrphooks.engine.provenance import Provenance, behind, made_by_function
@@ -168,6 +168,11 @@ class Run:
         note = notes.read(tensor, self)
         if note is not None and note.moved is not None and note.moved.origin.hooks == saving_hooks():
             return note.moved.settle(self, tensor, shared=False)
+        return self._ruled(tensor)
+
+    def _ruled(self, tensor: Tensor) -> Tensor:
+        """Return the tensor with the node of the layer that made it set on it, in place if it can be."""
+        note = notes.read(tensor, self)
         if note is None or note.layer is None or note.ruled:
             return tensor
         if note.layer.hooks != saving_hooks() or note.kept:
@@ -243,7 +248,8 @@ class Run:
         call = Call(operation, function, args, kwargs, dependent)
         if operation.kind == "batch norm" and not call.argument(5, "training", False):
             return self._batch_norm(call, waiting)
-        if waiting:
+        followed = self._layer_before_relu(call, waiting) if waiting and operation.name == "relu" else None
+        if waiting and followed is None:
             call = self._settle(call, waiting)
         if operation.kind == "unknown":
             return self._unknown(call)
@@ -257,6 +263,8 @@ class Run:
         if constants:
             call = call.replaced({id(t): self.shield(t) for t in constants})
         out = self.observed(call, self._rule(call), HANDLERS[operation.kind])
+        if followed is not None:
+            return followed.settle_behind_relu(out, in_place=call.writes_in_place)
         if waiting and len(dependent) == 1 and call.dependent[0] is dependent[0]:
             self._follow(call, out)
         return softmax.recognize(self, operation, args, kwargs, out) if self.plan.softmax_is_ruled else out
@@ -326,8 +334,19 @@ class Run:
             elif followed and call.writes_in_place:
                 layer.settle(tensor, relu_follows=True)
             else:
-                change[id(tensor)] = self.settled(tensor)
+                change[id(tensor)] = self._ruled(tensor)
         return call.replaced(change)
+
+    def _layer_before_relu(self, call: Call, waiting: list[Tensor]) -> LayerCall | None:
+        """Return the layer whose rule may be set behind the ReLU that consumes its output."""
+        (z,) = waiting
+        note = notes.read(z, self)
+        if note is None or note.layer is None or note.ruled or note.kept or not note.layer.is_share(z.dtype):
+            return None
+        # Whoever asks for the gradient at the output itself is to get it.
+        asked = z.retains_grad or z._backward_hooks
+        fits = isinstance(self._rule(call), Gradient) and note.layer.hooks == saving_hooks() and not asked
+        return note.layer if fits else None
 
     def _follow(self, call: Call, out: Any) -> None:
         """Note on the results of a move of elements whose rule waits for their consumer where they come from."""

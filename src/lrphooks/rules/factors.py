@@ -27,16 +27,17 @@ def precise(layer: Layer) -> bool:
 
 def epsilon(layer: Layer, shift: float) -> tuple[Factor, ...]:
     """Return the divisor of z / (z + shift * sign z)."""
-    return (Factor(divisor(layer.output.abs(), shift), (Route("plain", 1.0),), divides=True),)
+    sizes = layer.output.abs()
+    return (Factor(divisor(sizes, shift, out=sizes), (Route("plain", 1.0),), divides=True),)
 
 
-def divisor(sizes: Tensor, shift: float) -> Tensor:
-    """Return 1 + shift / |z|, of which z / (z + shift * sign z) is the inverse, in the memory of the sizes |z|.
+def divisor(sizes: Tensor, shift: float, out: Tensor | None = None) -> Tensor:
+    """Return 1 + shift / |z|, of which z / (z + shift * sign z) is the inverse, from the sizes |z|.
 
     Where z is 0 it is infinite, so that nothing is handed on.
     """
     one = torch.ones((), dtype=sizes.dtype, device=sizes.device)
-    return torch.addcdiv(one, one, sizes, value=shift, out=sizes)
+    return torch.addcdiv(one, one, sizes, value=shift, out=out)
 
 
 def gamma(layer: Layer, gamma: float, shift: float) -> tuple[Factor, ...]:
