@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,6 @@ from lrphooks.engine.call import Call
 from lrphooks.engine.nodes import TwinNode, absent
 from lrphooks.rules import factors
 from lrphooks.rules.linear import LinearRule
-from lrphooks.rules.operation import Constant, Gradient, Normalize
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -39,9 +39,7 @@ class EpsilonNode(Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, run: Run, rule: LinearRule, held: tuple[Tensor], raw: Tensor, kept: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, run: Run, rule: LinearRule, held: tuple[Tensor], raw: Tensor, kept: Tensor | None) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.run, ctx.rule = run, rule
         # Not a view for autograd, whose base would keep the guard and the layer's input alive.
@@ -121,72 +119,20 @@ class Moved:
                 self._note(run, call, out, function)
         elif isinstance(out, list | tuple):
             for i, part in enumerate(out):
-                self._note(run, call, part, lambda t, i=i: function(t)[i])
+                self._note(run, call, part, partial(_part, function, i))
 
     def _note(self, run: Run, call: Call, out: Tensor, move: Callable[[Tensor], Tensor]) -> None:
         moved = Moved(self.origin, (*self.moves, move))
         if not out._is_view():
             # A copy, whose memory a consumer may keep in place of that of the layer's output.
-            again = call.operation.name in _COPIES
-            raw = TwinNode.apply((out.detach(),), self.along(self.origin.raw)) if again else moved.along(self.origin.raw)
+            again = call.operation.name in ("contiguous", "clone")
+            raw = (
+                TwinNode.apply((out.detach(),), self.along(self.origin.raw)) if again else moved.along(self.origin.raw)
+            )
             moved = Moved(Origin(self.origin.rule, raw, self.origin.hooks))
         notes.write(out, run, moved=moved)
 
 
-#: How a call consumes a tensor: it moves elements, keeps them for its derivative, or only reads them; "" for ways of
-#: which that is not known, or that may hand the tensor itself on to others.
-Way = Literal["moves", "keeps", "reads", ""]
-
-_MOVES = frozenset(
-    """
-    view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze transpose swapaxes t T mT movedim permute
-    expand expand_as contiguous clone narrow select slice getitem chunk split split_with_sizes tensor_split unbind
-    """.split()
-)
-_COPIES = ("contiguous", "clone")
-_KEEPING_ACTIVATIONS = ("gelu", "silu", "mish", "hardswish")
-_KEEPING_NORMS = ("layer_norm", "rms_norm", "group_norm")
-#: Operations whose result has memory of its own.
-_READS = frozenset("add sub neg cat stack sum mean mul div matmul bmm mm baddbmm addcmul softmax".split())
-
-
-def way(run: Run, call: Call, tensor: Tensor, rule: Callable[[Call], Any]) -> Way:
-    """Return how a call consumes a tensor. It must be right about keeping: what is kept cannot be overwritten."""
-    kind, name = call.operation.kind, call.operation.name
-    if "out" in call.kwargs or (call.writes_in_place and (not call.args or call.args[0] is tensor)):
-        return ""
-    if kind == "linear":
-        return "reads"
-    if name in _READS or (kind == "relu" and not call.writes_in_place):
-        return "reads"
-    if call.writes_in_place:
-        return ""
-    if name in _MOVES and len(call.dependent) == 1:
-        return "moves" if isinstance(rule(call), Gradient) else ""
-    if name == "dropout" and not call.argument(2, "training", default=True):
-        return "moves"
-    if kind == "activation":
-        held = rule(call)
-        if isinstance(held, Constant):
-            return ""
-        return "keeps" if not isinstance(held, Gradient) or name in _KEEPING_ACTIVATIONS else "reads"
-    if name in _KEEPING_NORMS and call.dependent[0] is tensor:
-        held = rule(call)
-        return "keeps" if isinstance(held, Normalize) else ""
-    if kind == "batch norm":
-        return "reads"
-    if kind == "attention":
-        return "keeps" if _is_fused(call) else "reads"
-    return ""
-
-
-def _is_fused(call: Call) -> bool:
-    """Whether attention is computed by a kernel that keeps query, key and value as they are."""
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    query, key, value, mask, dropout, causal = (call.argument(i, n) for i, n in enumerate(names))
-    rest = {k: v for k, v in call.kwargs.items() if k in ("scale", "enable_gqa")}
-    try:
-        choice = torch._fused_sdp_choice(query, key, value, mask, dropout or 0.0, bool(causal), **rest)
-    except (RuntimeError, TypeError):
-        return False
-    return int(choice) == int(torch.nn.attention.SDPBackend.FLASH_ATTENTION.value)
+def _part(function: Callable[[Tensor], Any], index: int, tensor: Tensor) -> Tensor:
+    part: Tensor = function(tensor)[index]
+    return part

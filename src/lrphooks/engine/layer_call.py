@@ -84,7 +84,7 @@ class LayerCall:
         return self if self.run.hooked else replace(self, tensors=(), input_link=None)
 
     def is_share(self, dtype: torch.dtype) -> bool:
-        """Whether the rule is a share of the gradient, which nobody watches or cuts, and no relevance itself arrives."""
+        """Whether the rule is a share of the gradient, unwatched and uncut, and no relevance itself arrives."""
         return (
             isinstance(self.rule, LinearRule)
             and self.rule.shift(dtype) is not None

@@ -15,7 +15,7 @@ from lrphooks.engine import containers, functions, linear, notes, passing
 from lrphooks.engine.cache import WeightCache
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint
-from lrphooks.engine.epsilon_node import way
+from lrphooks.engine.consumers import way
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler, stop
@@ -320,7 +320,7 @@ class Run:
             if note is None:
                 continue
             if note.moved is not None and note.moved.origin.hooks == saving_hooks():
-                how = way(self, call, tensor, self._rule)
+                how = way(call, tensor, self._rule)
                 if how in ("keeps", "reads"):
                     change[id(tensor)] = note.moved.settle(self, tensor, shared=how == "keeps")
                 if how:
@@ -351,7 +351,7 @@ class Run:
     def _follow(self, call: Call, out: Any) -> None:
         """Note on the results of a move of elements whose rule waits for their consumer where they come from."""
         note = notes.read(call.dependent[0], self)
-        if note is not None and note.moved is not None and way(self, call, call.dependent[0], self._rule) == "moves":
+        if note is not None and note.moved is not None and way(call, call.dependent[0], self._rule) == "moves":
             note.moved.follow(self, call, out)
 
     def _batch_norm(self, call: Call, waiting: list[Tensor]) -> Any:
