@@ -232,7 +232,7 @@ def test_attention_that_keeps_no_query_and_one_that_does(close):
     x, model = torch.randn(5, 8, dtype=torch.float64), Model(attended)
     with sdpa_kernel(SDPBackend.MATH):
         close(relevance(model, x)[1], expected(model, x)[1], tol=1e-12)
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(RuntimeError, match="modified.* inplace"):
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(RuntimeError, match=r"modified.* inplace"):
         relevance(model, x)
 
 

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lrphooks.engine import containers, functions, linear, notes, passing
+from lrphooks.engine import containers, functions, linear, notes, passing, settling
 from lrphooks.engine.cache import WeightCache
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint
-from lrphooks.engine.consumers import way
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler, stop
 from lrphooks.engine.interception import Interception
-from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
+from lrphooks.engine.layer_call import behind_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
 from lrphooks.engine.provenance import Provenance, behind, made_by_function
@@ -29,7 +28,7 @@ from lrphooks.engine.weighted import weighted_product
 from lrphooks.operations import Operation, expression
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Constant, Gradient, Identity, Normalize, Pass
+from lrphooks.rules.operation import Constant, Gradient, Normalize
 
 if TYPE_CHECKING:
     from lrphooks.engine.observer import Observer
@@ -129,7 +128,7 @@ class Run:
             functions.serve(self, output, function)
         note = notes.read(output, self)
         stopped = note is not None and note.constant == "stopped"
-        settled = self.settled(output)
+        settled = settling.settled(self, output)
         out: Tensor = OutputNode.apply(self, stopped, settled)
         if self.observer is not None:
             self.observer.output(self, settled, out)
@@ -156,30 +155,12 @@ class Run:
             return output
         with torch._C.DisableTorchFunction():
             if frame.passing is not None:
-                output = self.settled(output) if isinstance(output, Tensor) else output
+                output = settling.settled(self, output) if isinstance(output, Tensor) else output
                 output = passing.passed(self, frame.passing, output, self.plan.name_of(module))
             if self.watched:
                 assert self.observer is not None
                 self.observer.left(self, module, output)
         return output
-
-    def settled(self, tensor: Tensor) -> Tensor:
-        """Return the tensor with the rule of the layer that made it set for consumers of any kind."""
-        note = notes.read(tensor, self)
-        if note is not None and note.moved is not None and note.moved.origin.hooks == saving_hooks():
-            return note.moved.settle(self, tensor, shared=False)
-        return self._ruled(tensor)
-
-    def _ruled(self, tensor: Tensor) -> Tensor:
-        """Return the tensor with the node of the layer that made it set on it, in place if it can be."""
-        note = notes.read(tensor, self)
-        if note is None or note.layer is None or note.ruled:
-            return tensor
-        if note.layer.hooks != saving_hooks() or note.kept:
-            # A checkpoint began behind the layer and keeps its output, which must stay as it is from now on.
-            notes.write(tensor, self, kept=True)
-            return note.layer.settle(tensor, in_place=False)
-        return note.layer.settle(tensor)
 
     @property
     def hooked(self) -> bool:
@@ -248,13 +229,13 @@ class Run:
         call = Call(operation, function, args, kwargs, dependent)
         if operation.kind == "batch norm" and not call.argument(5, "training", False):
             return self._batch_norm(call, waiting)
-        followed = self._layer_before_relu(call, waiting) if waiting and operation.name == "relu" else None
+        followed = settling.layer_before_relu(self, call, waiting) if waiting and operation.name == "relu" else None
         if waiting and followed is None:
-            call = self._settle(call, waiting)
+            call = settling.settle(self, call, waiting)
         if operation.kind == "unknown":
             return self._unknown(call)
         if operation.kind == "linear":
-            return linear.linear(self, call, self._rule(call))
+            return linear.linear(self, call, self.rule(call))
         if operation.kind in ("product", "added product") and len(call.dependent) == 1:
             product = weighted_product(self, call)
             rule = None if product is None else self._layer_rule(call, product.tensors[1])
@@ -262,11 +243,11 @@ class Run:
                 return linear.execute(self, call, rule, product.map, product.tensors, product.function)
         if constants:
             call = call.replaced({id(t): self.shield(t) for t in constants})
-        out = self.observed(call, self._rule(call), HANDLERS[operation.kind])
+        out = self.observed(call, self.rule(call), HANDLERS[operation.kind])
         if followed is not None:
             return followed.settle_behind_relu(out, in_place=call.writes_in_place)
         if waiting and len(dependent) == 1 and call.dependent[0] is dependent[0]:
-            self._follow(call, out)
+            settling.follow(self, call, out)
         return softmax.recognize(self, operation, args, kwargs, out) if self.plan.softmax_is_ruled else out
 
     @property
@@ -311,58 +292,15 @@ class Run:
                     notes.write(tensor, self, constant="stopped" if stopped else "parameter")
         return out
 
-    def _settle(self, call: Call, waiting: list[Tensor]) -> Call:
-        """Set the rules of the layers that made the operands, now that their consumer is known."""
-        change: dict[int, Tensor] = {}
-        followed = call.operation.name in ("relu", "relu6") and isinstance(self._rule(call), Gradient | Identity | Pass)
-        for tensor in waiting:
-            note = notes.read(tensor, self)
-            if note is None:
-                continue
-            if note.moved is not None and note.moved.origin.hooks == saving_hooks():
-                how = way(call, tensor, self._rule)
-                if how in ("keeps", "reads"):
-                    change[id(tensor)] = note.moved.settle(self, tensor, shared=how == "keeps")
-                if how:
-                    continue
-            layer = note.layer
-            if layer is None or note.ruled:
-                continue
-            if followed and layer.input_nonnegative and not call.writes_in_place and layer.filtered is None:
-                # Other consumers may see negative values, so this one gets a node of its own.
-                change[id(tensor)] = layer.settle(tensor, relu_follows=True, in_place=False)
-            elif followed and call.writes_in_place:
-                layer.settle(tensor, relu_follows=True)
-            else:
-                change[id(tensor)] = self._ruled(tensor)
-        return call.replaced(change)
-
-    def _layer_before_relu(self, call: Call, waiting: list[Tensor]) -> LayerCall | None:
-        """Return the layer whose rule may be set behind the ReLU that consumes its output."""
-        (z,) = waiting
-        note = notes.read(z, self)
-        if note is None or note.layer is None or note.ruled or note.kept or not note.layer.is_share(z.dtype):
-            return None
-        # Whoever asks for the gradient at the output itself is to get it.
-        asked = z.retains_grad or z._backward_hooks
-        fits = isinstance(self._rule(call), Gradient) and note.layer.hooks == saving_hooks() and not asked
-        return note.layer if fits else None
-
-    def _follow(self, call: Call, out: Any) -> None:
-        """Note on the results of a move of elements whose rule waits for their consumer where they come from."""
-        note = notes.read(call.dependent[0], self)
-        if note is not None and note.moved is not None and way(call, call.dependent[0], self._rule) == "moves":
-            note.moved.follow(self, call, out)
-
     def _batch_norm(self, call: Call, waiting: list[Tensor]) -> Any:
         source = call.dependent[0]
         note = notes.read(source, self)
         layer = behind_hooks(source) if note is None else note.layer
         if layer is None or layer.batch_norm is not None:
-            return linear.batch_norm(self, self._settle(call, waiting), self._rule(call), None)
-        rule = self._rule(call)
+            return linear.batch_norm(self, settling.settle(self, call, waiting), self.rule(call), None)
+        rule = self.rule(call)
         if not isinstance(rule, Normalize | Gradient):
-            call, layer = self._settle(call, waiting), None
+            call, layer = settling.settle(self, call, waiting), None
         return linear.batch_norm(self, call, rule, layer)
 
     def _unknown(self, call: Call) -> Any:
@@ -394,7 +332,7 @@ class Run:
 
     # --- rules ---
 
-    def _rule(self, call: Call) -> Rule:
+    def rule(self, call: Call) -> Rule:
         kind = call.operation.kind
         if kind == "linear":
             weight = call.argument(1, "weight")
