@@ -242,6 +242,37 @@ PASSES = {
 }
 
 
+#: What a model does with the output of a dense layer, and how many passes the epsilon rule takes over it: three where
+#: the consumer keeps it, one more, the copy, where it does not.
+CONSUMERS = {
+    "gelu": (F.gelu, 3),
+    "norm": (lambda z: F.layer_norm(z, (8,)), 3),
+    "attention": (lambda z: F.scaled_dot_product_attention(*[z.view(-1, 9, 2, 4).transpose(1, 2)] * 3).flatten(1), 3),
+    "sum": (lambda z: z + 1, 4),
+    "two sums": (lambda z: (z + 1).flatten(1) + z.flatten(1), 7),
+}
+
+
+class Consumed(nn.Module):
+    """A dense layer and what consumes it."""
+
+    def __init__(self, consume):
+        super().__init__()
+        self.layer, self.consume = nn.Linear(8, 8), consume
+        self.requires_grad_(requires_grad=False)
+
+    def forward(self, x):
+        return self.consume(self.layer(x)).flatten(1)
+
+
+@pytest.mark.parametrize("name", CONSUMERS)
+def test_elementwise_passes_of_epsilon_on_dense_layers(name):
+    consume, most = CONSUMERS[name]
+    model, x = Consumed(consume), torch.randn(4, 9, 8)
+    found = passes(model, x, every_layer(Epsilon())) - passes(model, x, every_layer(Epsilon(0)))
+    assert 0 < found <= most
+
+
 @pytest.mark.parametrize("rule", PASSES)
 def test_elementwise_passes(rule):
     """Over activations, each costs a CPU as much as a small convolution."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from lrphooks.engine.call import Call
+from lrphooks.engine.call import Call, tensors_in
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Normalize
 
@@ -22,12 +22,15 @@ _MOVES = frozenset(
         "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze",
         "transpose", "t", "T", "mT", "movedim", "permute", "expand", "expand_as", "contiguous", "clone", "narrow",
         "select", "slice", "getitem", "chunk", "split", "split_with_sizes", "tensor_split", "unbind",
+        # To a dtype that holds the values as they are; else nobody follows.
+        "to", "type", "type_as", "float", "double",
     )
 )  # fmt: skip
 _READS = frozenset(
     (
         "add", "sub", "neg", "cat", "stack", "sum", "mean", "mul", "div", "matmul", "bmm", "mm", "baddbmm", "addcmul",
-        "softmax",
+        "softmax", "where", "masked_fill", "leaky_relu", "amax", "pad", "roll", "flip", "repeat", "repeat_interleave",
+        "index_select", "gather",
     )
 )  # fmt: skip
 #: Activations whose own derivative is computed from their input.
@@ -49,6 +52,9 @@ def way(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
         return "reads"
     if call.writes_in_place:
         return ""
+    if name == "einsum":
+        # Of one operand it may be a view.
+        return "reads" if len(list(tensors_in(call.args))) > 1 else ""
     if kind in ("relu", "batch norm"):
         return "reads"
     if kind == "attention":

@@ -25,7 +25,6 @@ from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.nodes import TwinNode, absent
 from lrphooks.rules import factors
-from lrphooks.rules.linear import LinearRule
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -39,9 +38,9 @@ class EpsilonNode(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, run: Run, rule: LinearRule, held: tuple[Tensor], raw: Tensor, kept: Tensor | None) -> Tensor:
+    def forward(ctx: Any, run: Run, shift: float, held: tuple[Tensor], raw: Tensor, kept: Tensor | None) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.rule = run, rule
+        ctx.run, ctx.shift = run, shift
         # Not a view for autograd, whose base would keep the guard and the layer's input alive.
         out = held[0].detach()
         ctx.save_for_backward(out if kept is None else kept)
@@ -54,23 +53,23 @@ class EpsilonNode(Function):
         if not ctx.run.passes.relevance:
             return None, None, None, gradient, None
         (z,) = ctx.saved_tensors
-        shift = ctx.rule.shift(z.dtype)
         if torch.is_grad_enabled():
-            signed = torch.where(z < 0, torch.full_like(z, -shift), torch.full_like(z, shift))
+            signed = torch.where(z < 0, torch.full_like(z, -ctx.shift), torch.full_like(z, ctx.shift))
             return None, None, None, gradient * z / (z + signed), None
         sizes = z.abs()
-        return None, None, None, gradient / factors.divisor(sizes, shift, out=sizes), None
+        return None, None, None, gradient / factors.divisor(sizes, ctx.shift, out=sizes), None
 
 
 @dataclass(slots=True)
 class Origin:
     """The output of a layer, or a copy of it that was laid out anew, in the graph before the layer's guard.
 
+    shift: what the stabilizer adds to the size of every element.
     hooks: the hooks on saved tensors that were in force.
     kept: a copy, made when the first consumer needs one.
     """
 
-    rule: LinearRule
+    shift: float
     raw: Tensor
     hooks: Any
     kept: Tensor | None = None
@@ -101,13 +100,13 @@ class Moved:
             return self.own
         if shared:
             if self.shared is None:
-                self.shared = EpsilonNode.apply(run, origin.rule, (tensor,), self.along(origin.raw), None)
+                self.shared = EpsilonNode.apply(run, origin.shift, (tensor,), self.along(origin.raw), None)
             return self.shared
         # Also if another consumer keeps the elements: relevance may not come back by that one.
         if origin.kept is None:
             origin.kept = origin.raw.clone()
         raw, kept = self.along(origin.raw), self.along(origin.kept)
-        self.own = EpsilonNode.apply(run, origin.rule, (tensor,), raw, kept)
+        self.own = EpsilonNode.apply(run, origin.shift, (tensor,), raw, kept)
         return self.own
 
     def follow(self, run: Run, call: Call, out: Any) -> None:
@@ -122,6 +121,8 @@ class Moved:
                 self._note(run, call, part, partial(_part, function, i))
 
     def _note(self, run: Run, call: Call, out: Tensor, move: Callable[[Tensor], Tensor]) -> None:
+        if torch.promote_types(out.dtype, self.origin.raw.dtype) != out.dtype:
+            return
         moved = Moved(self.origin, (*self.moves, move))
         if not out._is_view():
             # A copy, whose memory a consumer may keep in place of that of the layer's output.
@@ -129,7 +130,7 @@ class Moved:
             raw = (
                 TwinNode.apply((out.detach(),), self.along(self.origin.raw)) if again else moved.along(self.origin.raw)
             )
-            moved = Moved(Origin(self.origin.rule, raw, self.origin.hooks))
+            moved = Moved(Origin(self.origin.shift, raw, self.origin.hooks))
         notes.write(out, run, moved=moved)
 
 

@@ -83,23 +83,23 @@ class LayerCall:
         """Return the call as its nodes keep it: they save its tensors for backward, which frees them or runs again."""
         return self if self.run.hooked else replace(self, tensors=(), input_link=None)
 
-    def is_share(self, dtype: torch.dtype) -> bool:
-        """Whether the rule is a share of the gradient, unwatched and uncut, and no relevance itself arrives."""
-        return (
-            isinstance(self.rule, LinearRule)
-            and self.rule.shift(dtype) is not None
-            and self.filtered is None
-            and self.run.observer is None
-            and not (self.run.delivers or self.run.hooked)
-        )
+    def share_shift(self, dtype: torch.dtype) -> float | None:
+        """Return s where the rule comes to a share of the gradient, z / (z + s sign z), and that may stand anywhere.
+
+        None also where somebody watches or cuts what arrives at the output, or relevance itself may.
+        """
+        run = self.run
+        if not isinstance(self.rule, LinearRule) or self.filtered is not None or run.observer is not None:
+            return None
+        return None if run.delivers or run.hooked else self.rule.shift(dtype)
 
     def guard(self, output: Tensor) -> Tensor:
         """Set the rule on the output for consumers that cannot be seen, and note the layer for those that can."""
         moved = None
+        shift = self.share_shift(output.dtype)
         # Other maps save their input for a gradient too.
-        if isinstance(self.map, Dense) and self.batch_norm is None and self.is_share(output.dtype):
-            assert isinstance(self.rule, LinearRule)
-            moved = Moved(Origin(self.rule, output, self.hooks))
+        if isinstance(self.map, Dense) and self.batch_norm is None and shift is not None:
+            moved = Moved(Origin(shift, output, self.hooks))
             # The same memory behind a node of its own, so that the guard is in the way of what cannot be seen alone.
             output = torch.ops.aten._unsafe_view(output, output.shape)
         out: Tensor = RuleNode.apply(self, None, True, output, None, *self.tensors)

@@ -67,7 +67,7 @@ def layer_before_relu(run: Run, call: Call, waiting: list[Tensor]) -> LayerCall 
     """Return the layer whose rule may be set behind the ReLU that consumes its output."""
     (z,) = waiting
     note = notes.read(z, run)
-    if note is None or note.layer is None or note.ruled or note.kept or not note.layer.is_share(z.dtype):
+    if note is None or note.layer is None or note.ruled or note.kept or note.layer.share_shift(z.dtype) is None:
         return None
     # Whoever asks for the gradient at the output itself is to get it.
     asked = z.retains_grad or z._backward_hooks
