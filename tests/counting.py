@@ -10,6 +10,9 @@ aten = torch.ops.aten
 #: Products with a weight, forward or backward; convolutions have an operation of their own for the latter.
 PRODUCTS = frozenset((aten.convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm))
 
+#: Operations that return the memory that they are given, though they do not count as views.
+SAME_MEMORY = frozenset((aten.detach, aten._unsafe_view))
+
 
 class Work(TorchDispatchMode):
     """Counts the products with weights, and all operations that compute, while it is active."""
@@ -87,7 +90,8 @@ def passes(model, x, composite):
             out = func(*args, **(kwargs or {}))
             first = out[0] if isinstance(out, tuple | list) else out
             product = func.overloadpacket in PRODUCTS or func.overloadpacket is aten.convolution_backward
-            if isinstance(first, torch.Tensor) and first.numel() >= x.numel() and not product and not func.is_view:
+            moves = func.is_view or func.overloadpacket in SAME_MEMORY
+            if isinstance(first, torch.Tensor) and first.numel() >= x.numel() and not product and not moves:
                 self.count += 1
             return out
 

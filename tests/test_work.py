@@ -150,11 +150,14 @@ def test_a_residual_block():
 @pytest.mark.parametrize("layer", ["conv", "grouped conv", "transposed conv", "conv of one dimension"])
 @pytest.mark.parametrize("rule", FLOORS)
 def test_saved_tensors_of_a_layer(rule, layer, known):
-    """LRP-0 none, others their factor, alpha-beta on inputs of any sign two. The input is kept once, for R = a G."""
+    """LRP-0 and epsilon none, which the ReLU serves, others their factor, alpha-beta on inputs of any sign two.
+
+    The input is kept once, for R = a G.
+    """
     made, _ = FLOORS[rule]
     model, x = single(layer, known=known, relu=True)
     more = cost(model, x, every_layer(made)).saved - cost(model, x).saved
-    assert more == 1 + {"LRP-0": 0, "AlphaBeta": 1 if known else 2}.get(rule, 1)
+    assert more == 1 + {"LRP-0": 0, "Epsilon": 0, "AlphaBeta": 1 if known else 2}.get(rule, 1)
 
 
 @pytest.mark.parametrize("rule", FLOORS)
@@ -232,11 +235,42 @@ def test_the_short_way_to_a_factor_gives_what_the_terms_say(rule, known, relu, b
 
 #: How many passes over the output or the input, beyond those of the gradient, a rule takes.
 PASSES = {
-    "Epsilon": (Epsilon(), 4, 4),
+    "Epsilon": (Epsilon(), 2, 2),
     "ZPlus": (ZPlus(), 10, 2),
     "Gamma": (Gamma(), 10, 4),
     "AlphaBeta": (AlphaBeta(2, 1), 19, 7),
 }
+
+
+#: What a model does with the output of a dense layer, and how many passes the epsilon rule takes over it: four where
+#: the consumer keeps it, one more, the copy, where it does not.
+CONSUMERS = {
+    "gelu": (F.gelu, 4),
+    "norm": (lambda z: F.layer_norm(z, (8,)), 4),
+    "attention": (lambda z: F.scaled_dot_product_attention(*[z.view(-1, 9, 2, 4).transpose(1, 2)] * 3).flatten(1), 4),
+    "sum": (lambda z: z + 1, 5),
+    "two sums": (lambda z: (z + 1).flatten(1) + z.flatten(1), 9),
+}
+
+
+class Consumed(nn.Module):
+    """A dense layer and what consumes it."""
+
+    def __init__(self, consume):
+        super().__init__()
+        self.layer, self.consume = nn.Linear(8, 8), consume
+        self.requires_grad_(requires_grad=False)
+
+    def forward(self, x):
+        return self.consume(self.layer(x)).flatten(1)
+
+
+@pytest.mark.parametrize("name", CONSUMERS)
+def test_elementwise_passes_of_epsilon_on_dense_layers(name):
+    consume, most = CONSUMERS[name]
+    model, x = Consumed(consume), torch.randn(4, 9, 8)
+    found = passes(model, x, every_layer(Epsilon())) - passes(model, x, every_layer(Epsilon(0)))
+    assert 0 < found <= most
 
 
 @pytest.mark.parametrize("rule", PASSES)

@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lrphooks.engine import notes
+from lrphooks.engine.epsilon_node import Moved, Origin
 from lrphooks.engine.filter_node import FilterNode
-from lrphooks.engine.rule_node import RuleNode
+from lrphooks.engine.rule_node import ReluRuleNode, RuleNode
 from lrphooks.layers.layer import Layer, WeightForm
-from lrphooks.layers.linear_map import LinearMap
+from lrphooks.layers.linear_map import Dense, LinearMap
 from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
@@ -82,12 +83,29 @@ class LayerCall:
         """Return the call as its nodes keep it: they save its tensors for backward, which frees them or runs again."""
         return self if self.run.hooked else replace(self, tensors=(), input_link=None)
 
+    def share_shift(self, dtype: torch.dtype) -> float | None:
+        """Return s where the rule comes to a share of the gradient, z / (z + s sign z), and that may stand anywhere.
+
+        None also where somebody watches or cuts what arrives at the output, or relevance itself may.
+        """
+        run = self.run
+        if not isinstance(self.rule, LinearRule) or self.filtered is not None or run.observer is not None:
+            return None
+        return None if run.delivers or run.hooked else self.rule.shift(dtype)
+
     def guard(self, output: Tensor) -> Tensor:
         """Set the rule on the output for consumers that cannot be seen, and note the layer for those that can."""
+        moved = None
+        shift = self.share_shift(output.dtype)
+        # Other maps save their input for a gradient too.
+        if isinstance(self.map, Dense) and self.batch_norm is None and shift is not None:
+            moved = Moved(Origin(shift, output, self.hooks))
+            # The same memory behind a node of its own, so that the guard is in the way of what cannot be seen alone.
+            output = torch.ops.aten._unsafe_view(output, output.shape)
         out: Tensor = RuleNode.apply(self, None, True, output, None, *self.tensors)
         if self.filtered is not None:
             out, _ = FilterNode.apply(self.run, self.filtered, True, out, None)
-        notes.write(out, self.run, layer=self, ruled=False)
+        notes.write(out, self.run, layer=self, ruled=False, moved=moved)
         self._tell(out, None)
         return out
 
@@ -104,9 +122,23 @@ class LayerCall:
             ruled, link = RuleNode.apply(self, relu_follows, in_place, output, link_in, *self.tensors)
             if self.filtered is not None:
                 ruled, link = FilterNode.apply(self.run, self.filtered, in_place, ruled, link)
-        notes.write(ruled, self.run, layer=self, ruled=True, link=lambda: link)
+        notes.write(ruled, self.run, layer=self, ruled=True, moved=None, link=lambda: link)
         self._tell(ruled, link, relu_follows=relu_follows, linked=link_in is not None)
         return ruled  # type: ignore[no-any-return]
+
+    def settle_behind_relu(self, output: Tensor, *, in_place: bool) -> Tensor:
+        """Set the rule's node on the output of the ReLU behind the layer, and return the tensor that the model sees.
+
+        It stands on the tensor itself if the ReLU wrote it in place.
+        """
+        version = output._version
+        with _unsafe_preserve_version_counter(output):
+            if in_place:
+                # The node saves the tensor after autograd counted it as a change, which it is not.
+                torch._C._autograd._unsafe_set_version_counter((output,), (version - 1,))
+            ruled: Tensor = ReluRuleNode.apply(self, in_place, output, *self.tensors)
+        notes.write(ruled, self.run, nonnegative=True)
+        return ruled
 
     def link(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Return a link to the output of a layer whose rule needs no node of its own."""

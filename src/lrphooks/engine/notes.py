@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from lrphooks.engine.epsilon_node import Moved
     from lrphooks.engine.handlers.softmax import Part
     from lrphooks.engine.layer_call import LayerCall
 
@@ -31,6 +32,7 @@ class Note:
     layer: the ruled linear layer that made it.
     ruled: the layer's rule was set for the consumers that the engine sees; until then it waits to know them.
     kept: a checkpoint keeps the tensor to run from it again, so its autograd graph must stay as it is.
+    moved: where its elements come from in the output of a layer under the epsilon rule that waits for their consumer.
     link: makes the tensor whose gradient is relevance itself rather than the modified gradient.
     softmax: what the tensor is to a softmax that the model writes out.
     maker: what an observer remembers of the operation that made it.
@@ -44,6 +46,7 @@ class Note:
     layer: LayerCall | None = None
     ruled: bool = False
     kept: bool = False
+    moved: Moved | None = None
     link: Callable[[], Tensor | None] | None = None
     softmax: Part | None = None
     maker: object = None

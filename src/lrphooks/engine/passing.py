@@ -14,6 +14,7 @@ from lrphooks.engine import containers, notes
 from lrphooks.engine.call import replace_tensors
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.nodes import PassNode, ScaleNode
+from lrphooks.engine.settling import settled
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Pass
 
@@ -51,7 +52,7 @@ def enter(run: Run, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any
             "inputs depend on the explained input. Give its operations rules instead."
         )
     # Its relevance comes past whatever consumes it, so the layer that made it gets its rule now.
-    carrier = run.settled(carriers[0])
+    carrier = settled(run, carriers[0])
     note = notes.read(carrier, run)
     # What runs inside may overwrite it, so its place in the graph and its values are kept apart.
     held: Tensor = ScaleNode.apply(run, 1.0, carrier)

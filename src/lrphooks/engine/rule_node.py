@@ -14,11 +14,14 @@ from torch.autograd import Function
 
 from lrphooks.engine.nodes import _sum, absent, alias, per_input, zero_link
 from lrphooks.layers.layer import Factor, Layer, Route, WeightForm
+from lrphooks.rules.factors import divisor
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
 
 if TYPE_CHECKING:
     from lrphooks.engine.layer_call import LayerCall
+
+_PLAIN = (Route("plain", 1.0),)
 
 
 class RuleNode(Function):
@@ -54,7 +57,7 @@ class RuleNode(Function):
         else:
             layer = call.layer(z, tensors, relu_follows=relu_follows, cached=True)
             factors = call.rule.factors(layer)
-            ctx.forms = tuple((factor.routes, factor.split) for factor in factors)
+            ctx.forms = tuple((factor.routes, factor.split, factor.divides) for factor in factors)
             ctx.modified = _modified_weights(layer, call, tuple(factor.routes for factor in factors))
             ctx.save_for_backward(*(factor.values for factor in factors), *tensors)
         return z if in_place else alias(z), zero_link(z)
@@ -93,6 +96,52 @@ class RuleNode(Function):
             direct = _returned(call, tensors[0], gradient, kept, ctx.modified)
             return *unused, None, None, direct, *nothing[1:]
         return *unused, None, None, _distribute(call, tensors[0], shares, modified), *nothing[1:]
+
+
+class ReluRuleNode(Function):
+    """The epsilon rule of a layer and the ReLU behind it, on the output y of the ReLU, which keeps that anyway.
+
+    Where y is 0 so is z / (z + s sign z) for what arrives: the ReLU lets nothing come back there. Relevance itself does
+    not arrive: there is no link.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, call: LayerCall, in_place: bool, y: Tensor, *tensors: Tensor | None) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.call = call.bare()
+        if in_place:
+            ctx.mark_dirty(y)
+        layer = call.layer(y, tensors, relu_follows=True, cached=True)
+        ctx.modified = _modified_weights(layer, call, (_PLAIN,))
+        # Nobody else has seen y, so it need not be a view, which the model could not overwrite.
+        out = y if in_place else y.detach()
+        ctx.save_for_backward(out, *tensors)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        call: LayerCall = ctx.call
+        if gradient is None:
+            return absent(ctx)
+        nothing: tuple[Tensor | None, ...] = absent(ctx)[3:]
+        if not call.run.passes.relevance:
+            return None, None, gradient, *nothing
+        y, *saved = ctx.saved_tensors
+        tensors = tuple(saved)
+        again = torch.is_grad_enabled()
+        if again or call.run.parameters:
+            gradient = torch.where(y.detach() > 0, gradient, torch.zeros_like(gradient))
+        if call.run.parameters:
+            others = _of_parameters(call, gradient, None, tensors, ctx.needs_input_grad[4:], relu_follows=True)
+            nothing = (None, *others)
+        if again:
+            shares, modified = _anew(call, gradient, None, tensors, relu_follows=True)
+            return None, None, None, _distribute(call, tensors[0], shares, modified), *nothing[1:]
+        assert isinstance(call.rule, LinearRule)
+        shift = call.rule.shift(y.dtype)
+        assert shift is not None
+        factor = Factor(divisor(y, shift), _PLAIN, divides=True)
+        return None, None, None, _returned(call, tensors[0], gradient, (factor,), ctx.modified), *nothing[1:]
 
 
 def _of_parameters(
@@ -165,7 +214,8 @@ def _returned(
     for factor in chain.from_iterable((each,) if each.split is None else each.split(each.values) for each in kept):
         one_sign = any(route.signed for route in factor.routes)
         for route in factor.routes:
-            part = gradient * (factor.values.abs() if one_sign and not route.signed else factor.values)
+            values = factor.values.abs() if one_sign and not route.signed else factor.values
+            part = gradient / values if factor.divides else gradient * values
             if route.weight in parts:
                 before, scale = parts[route.weight]
                 parts[route.weight] = torch.add(before * scale, part, alpha=route.scale), 1.0

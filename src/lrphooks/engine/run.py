@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lrphooks.engine import containers, functions, linear, notes, passing
+from lrphooks.engine import containers, functions, linear, notes, passing, settling
 from lrphooks.engine.cache import WeightCache
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint
@@ -19,7 +19,7 @@ from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler, stop
 from lrphooks.engine.interception import Interception
-from lrphooks.engine.layer_call import LayerCall, behind_hooks, saving_hooks
+from lrphooks.engine.layer_call import behind_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
 from lrphooks.engine.provenance import Provenance, behind, made_by_function
@@ -29,7 +29,7 @@ from lrphooks.engine.weighted import SUMS, weighted_product, weighted_sum
 from lrphooks.operations import Operation, expression
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Constant, Gradient, Identity, Normalize, Pass
+from lrphooks.rules.operation import Constant, Gradient, Normalize
 
 if TYPE_CHECKING:
     from lrphooks.engine.observer import Observer
@@ -129,7 +129,7 @@ class Run:
             functions.serve(self, output, function)
         note = notes.read(output, self)
         stopped = note is not None and note.constant == "stopped"
-        settled = self.settled(output)
+        settled = settling.settled(self, output)
         out: Tensor = OutputNode.apply(self, stopped, settled)
         if self.observer is not None:
             self.observer.output(self, settled, out)
@@ -156,23 +156,12 @@ class Run:
             return output
         with torch._C.DisableTorchFunction():
             if frame.passing is not None:
-                output = self.settled(output) if isinstance(output, Tensor) else output
+                output = settling.settled(self, output) if isinstance(output, Tensor) else output
                 output = passing.passed(self, frame.passing, output, self.plan.name_of(module))
             if self.watched:
                 assert self.observer is not None
                 self.observer.left(self, module, output)
         return output
-
-    def settled(self, tensor: Tensor) -> Tensor:
-        """Return the tensor with the rule of the layer that made it set for consumers of any kind."""
-        note = notes.read(tensor, self)
-        if note is None or note.layer is None or note.ruled:
-            return tensor
-        if note.layer.hooks != saving_hooks() or note.kept:
-            # A checkpoint began behind the layer and keeps its output, which must stay as it is from now on.
-            notes.write(tensor, self, kept=True)
-            return note.layer.settle(tensor, in_place=False)
-        return note.layer.settle(tensor)
 
     @property
     def hooked(self) -> bool:
@@ -241,12 +230,13 @@ class Run:
         call = Call(operation, function, args, kwargs, dependent)
         if operation.kind == "batch norm" and not call.argument(5, "training", False):
             return self._batch_norm(call, waiting)
-        if waiting:
-            call = self._settle(call, waiting)
+        followed = settling.layer_before_relu(self, call, waiting) if waiting and operation.name == "relu" else None
+        if waiting and followed is None:
+            call = settling.settle(self, call, waiting)
         if operation.kind == "unknown":
             return self._unknown(call)
         if operation.kind == "linear":
-            return linear.linear(self, call, self._rule(call))
+            return linear.linear(self, call, self.rule(call))
         if operation.kind in ("product", "added product") and len(call.dependent) == 1:
             product = weighted_product(self, call)
             rule = None if product is None else self._layer_rule(call, product.tensors[1])
@@ -259,7 +249,11 @@ class Run:
                 return linear.execute(self, call, rule, *addition, probed=True)
         if constants:
             call = call.replaced({id(t): self.shield(t) for t in constants})
-        out = self.observed(call, self._rule(call), HANDLERS[operation.kind])
+        out = self.observed(call, self.rule(call), HANDLERS[operation.kind])
+        if followed is not None:
+            return followed.settle_behind_relu(out, in_place=call.writes_in_place)
+        if waiting and len(dependent) == 1 and call.dependent[0] is dependent[0]:
+            settling.follow(self, call, out)
         return softmax.recognize(self, operation, args, kwargs, out) if self.plan.softmax_is_ruled else out
 
     @property
@@ -274,11 +268,11 @@ class Run:
             return self.observer.operation(self, call, rule, handler)
         return handler(self, call, rule)
 
-    def _survey(self, data: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, LayerCall]], bool]:
+    def _survey(self, data: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor], list[Tensor], bool]:
         """Return the operands that carry relevance, those that do not, the layers to settle, and any stopped value."""
         dependent: list[Tensor] = []
         constants: list[Tensor] = []
-        waiting: list[tuple[Tensor, LayerCall]] = []
+        waiting: list[Tensor] = []
         stopped = False
         for tensor in tensors_in(data):
             if not tensor.requires_grad:
@@ -292,8 +286,8 @@ class Run:
                 stopped = stopped or kind == "stopped"
                 continue
             dependent.append(tensor)
-            if note is not None and note.layer is not None and not note.ruled:
-                waiting.append((tensor, note.layer))
+            if note is not None and ((note.layer is not None and not note.ruled) or note.moved is not None):
+                waiting.append(tensor)
         return dependent, constants, waiting, stopped
 
     def _constant(self, function: Any, args: Any, kwargs: Any, constants: list[Tensor], stopped: bool) -> Any:
@@ -304,32 +298,15 @@ class Run:
                     notes.write(tensor, self, constant="stopped" if stopped else "parameter")
         return out
 
-    def _settle(self, call: Call, waiting: list[tuple[Tensor, LayerCall]]) -> Call:
-        """Set the rules of the layers that made the operands, now that their consumer is known."""
-        change: dict[int, Tensor] = {}
-        followed = call.operation.name in ("relu", "relu6") and isinstance(self._rule(call), Gradient | Identity | Pass)
-        for tensor, layer in waiting:
-            note = notes.read(tensor, self)
-            if note is None or note.ruled:
-                continue
-            if followed and layer.input_nonnegative and not call.writes_in_place and layer.filtered is None:
-                # Other consumers may see negative values, so this one gets a node of its own.
-                change[id(tensor)] = layer.settle(tensor, relu_follows=True, in_place=False)
-            elif followed and call.writes_in_place:
-                layer.settle(tensor, relu_follows=True)
-            else:
-                change[id(tensor)] = self.settled(tensor)
-        return call.replaced(change)
-
-    def _batch_norm(self, call: Call, waiting: list[tuple[Tensor, LayerCall]]) -> Any:
+    def _batch_norm(self, call: Call, waiting: list[Tensor]) -> Any:
         source = call.dependent[0]
         note = notes.read(source, self)
         layer = behind_hooks(source) if note is None else note.layer
         if layer is None or layer.batch_norm is not None or not layer.map.merges:
-            return linear.batch_norm(self, self._settle(call, waiting), self._rule(call), None)
-        rule = self._rule(call)
+            return linear.batch_norm(self, settling.settle(self, call, waiting), self.rule(call), None)
+        rule = self.rule(call)
         if not isinstance(rule, Normalize | Gradient):
-            call, layer = self._settle(call, waiting), None
+            call, layer = settling.settle(self, call, waiting), None
         return linear.batch_norm(self, call, rule, layer)
 
     def _unknown(self, call: Call) -> Any:
@@ -361,7 +338,7 @@ class Run:
 
     # --- rules ---
 
-    def _rule(self, call: Call) -> Rule:
+    def rule(self, call: Call) -> Rule:
         kind = call.operation.kind
         if kind == "linear":
             weight = call.argument(1, "weight")

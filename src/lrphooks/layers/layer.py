@@ -66,12 +66,14 @@ class Factor:
     """What the modified gradient is multiplied by before it takes its routes, for each output.
 
     Where a route is signed, the values have the sign of the output; the factor of the other routes is their size.
-    Values from which several factors follow are kept as one: ``split`` makes the factors of them.
+    Values from which several factors follow are kept as one: ``split`` makes the factors of them. With ``divides`` the
+    modified gradient is divided by the values.
     """
 
     values: Tensor
     routes: tuple[Route, ...]
     split: Callable[[Tensor], tuple[Factor, ...]] | None = None
+    divides: bool = False
 
     @classmethod
     def of(cls, output: Tensor, term: Term) -> Factor:

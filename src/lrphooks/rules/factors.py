@@ -26,11 +26,18 @@ def precise(layer: Layer) -> bool:
 
 
 def epsilon(layer: Layer, shift: float) -> tuple[Factor, ...]:
-    """Return z / (z + shift * sign z)."""
-    z = layer.output
-    values = torch.copysign(torch.full((), shift, dtype=z.dtype, device=z.device), z).add_(z)
-    torch.div(z, values, out=values)
-    return (Factor(values, (Route("plain", 1.0),)),)
+    """Return the divisor of z / (z + shift * sign z)."""
+    sizes = layer.output.abs()
+    return (Factor(divisor(sizes, shift, out=sizes), (Route("plain", 1.0),), divides=True),)
+
+
+def divisor(sizes: Tensor, shift: float, out: Tensor | None = None) -> Tensor:
+    """Return 1 + shift / |z|, of which z / (z + shift * sign z) is the inverse, from the sizes |z|.
+
+    Where z is 0 it is infinite, so that nothing is handed on. Two passes: addcdiv, which is one, takes longer
+    on a CPU, where it is not vectorized for constants.
+    """
+    return torch.div(torch.full((), shift, dtype=sizes.dtype, device=sizes.device), sizes, out=out).add_(1)
 
 
 def gamma(layer: Layer, gamma: float, shift: float) -> tuple[Factor, ...]:

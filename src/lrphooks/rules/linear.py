@@ -47,6 +47,10 @@ class LinearRule(LayerRule):
         """The gamma of the ``raised`` weight form."""
         return 0.0
 
+    def shift(self, dtype: torch.dtype) -> float | None:
+        """Return s where all that the rule does is to multiply the gradient by z / (z + s sign z), else None."""
+        return None
+
 
 @dataclass(frozen=True)
 class _Stabilized(LinearRule):
@@ -96,8 +100,11 @@ class Epsilon(LinearRule):
         stabilizer = Stabilizer.ensure("Epsilon", "epsilon", self.epsilon)
         return (Term(layer.output, (Route("plain", 1.0),), stabilizer, bias=layer.bias_like(layer.bias)),)
 
+    def shift(self, dtype: torch.dtype) -> float | None:
+        return Stabilizer.ensure("Epsilon", "epsilon", self.epsilon).shift(dtype)
+
     def factors(self, layer: Layer) -> tuple[Factor, ...]:
-        shift = Stabilizer.ensure("Epsilon", "epsilon", self.epsilon).shift(layer.output.dtype)
+        shift = self.shift(layer.output.dtype)
         return super().factors(layer) if shift is None else factors.epsilon(layer, shift)
 
 

@@ -1,0 +1,91 @@
+"""How an operation consumes a tensor: what it keeps of it, and whether it hands it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+
+from lrphooks.engine.call import Call, tensors_in
+from lrphooks.rules.base import Rule
+from lrphooks.rules.operation import Constant, Gradient, Normalize
+
+#: It moves elements; keeps them for its derivative; only reads them, and its results have memory of their own. Empty
+#: for what may hand the tensor itself on, writes to it, or is not known.
+Way = Literal["moves", "keeps", "reads", ""]
+
+_MOVES = frozenset(
+    (
+        "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze",
+        "transpose", "t", "T", "mT", "movedim", "permute", "expand", "expand_as", "contiguous", "clone", "narrow",
+        "select", "slice", "getitem", "chunk", "split", "split_with_sizes", "tensor_split", "unbind",
+        # To a dtype that holds the values as they are; else nobody follows.
+        "to", "type", "type_as", "float", "double",
+    )
+)  # fmt: skip
+_READS = frozenset(
+    (
+        "add", "sub", "neg", "cat", "stack", "sum", "mean", "mul", "div", "matmul", "bmm", "mm", "baddbmm", "addcmul",
+        "softmax", "where", "masked_fill", "leaky_relu", "amax", "pad", "roll", "flip", "repeat", "repeat_interleave",
+        "index_select", "gather",
+    )
+)  # fmt: skip
+#: Activations whose own derivative is computed from their input.
+_OF_INPUT = frozenset(("gelu", "silu", "mish", "hardswish"))
+_FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+
+
+def way(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
+    """Return how a call consumes a tensor.
+
+    Where in doubt it does not keep it: of what is kept, autograd itself forbids that the model overwrites it.
+    """
+    kind, name = call.operation.kind, call.operation.name
+    target = call.writes_in_place and (not call.args or call.args[0] is tensor)
+    if target or "out" in call.kwargs or tensor.retains_grad or tensor._backward_hooks:
+        # Whoever asks for the gradient at the tensor itself is to get it.
+        return ""
+    if kind == "linear" or name in _READS:
+        return "reads"
+    if call.writes_in_place:
+        return ""
+    if name == "einsum":
+        # Of one operand it may be a view.
+        return "reads" if len(list(tensors_in(call.args))) > 1 else ""
+    if kind in ("relu", "batch norm"):
+        return "reads"
+    if kind == "attention":
+        return "keeps" if _is_fused(call) else "reads"
+    if name == "dropout":
+        return "" if call.argument(2, "training", default=True) else "moves"
+    return _by_rule(call, tensor, rule)
+
+
+def _by_rule(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
+    kind, name = call.operation.kind, call.operation.name
+    if name in _MOVES and len(call.dependent) == 1:
+        return "moves" if isinstance(rule(call), Gradient) else ""
+    if kind == "activation" and not isinstance(given := rule(call), Constant):
+        # Under a rule, a node of the engine's keeps it.
+        return "keeps" if not isinstance(given, Gradient) or name in _OF_INPUT else "reads"
+    if name in ("layer_norm", "rms_norm", "group_norm") and call.dependent[0] is tensor:
+        return "keeps" if isinstance(rule(call), Normalize) else ""
+    return ""
+
+
+def _is_fused(call: Call) -> bool:
+    """Whether attention is computed by a kernel that keeps query, key and value as they are."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    query, key, value, mask, dropout, causal = (call.argument(i, n) for i, n in enumerate(names))
+    # On other devices, kernels get copies of heads that they must fill up.
+    if query.device.type != "cpu" and (query.shape[-1] % 8 or value.shape[-1] % 8):
+        return False
+    rest = {k: v for k, v in call.kwargs.items() if k in ("scale", "enable_gqa")}
+    try:
+        chosen = torch._fused_sdp_choice(query, key, value, mask, dropout or 0.0, bool(causal), **rest)
+    except (RuntimeError, TypeError):
+        return False
+    return any(int(chosen) == int(backend.value) for backend in _FUSED)

@@ -1,0 +1,139 @@
+"""The epsilon rule of a dense layer as a share of the gradient, for consumers that are seen.
+
+With a constant stabilizer the rule is the gradient times z / (z + s sign z), element by element. So it may stand
+wherever the elements of the output have been moved to, and keeps nothing but them: the rest of the way is the plain
+gradient of what was moved and of the layer. Where the consumer keeps the same memory anyway, it costs none; elsewhere
+the node keeps a copy, since the model may overwrite what no other operation keeps.
+
+The node's way back goes around the guard of the layer: along the same moves, of the output as it was before it.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lrphooks.engine import notes
+from lrphooks.engine.call import Call
+from lrphooks.engine.nodes import TwinNode, absent
+from lrphooks.rules import factors
+
+if TYPE_CHECKING:
+    from lrphooks.engine.run import Run
+
+
+class EpsilonNode(Function):
+    """The output z of a layer, or a part of it, as one consumer is to see it.
+
+    ``held`` is z in a tuple, which autograd looks past; ``raw`` is z in the graph; ``kept`` is a copy of it, or None
+    where the consumer keeps z too, which then cannot be overwritten.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, shift: float, held: tuple[Tensor], raw: Tensor, kept: Tensor | None) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.run, ctx.shift = run, shift
+        # Not a view for autograd, whose base would keep the guard and the layer's input alive.
+        out = held[0].detach()
+        ctx.save_for_backward(out if kept is None else kept)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return absent(ctx)
+        if not ctx.run.passes.relevance:
+            return None, None, None, gradient, None
+        (z,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            signed = torch.where(z < 0, torch.full_like(z, -ctx.shift), torch.full_like(z, ctx.shift))
+            return None, None, None, gradient * z / (z + signed), None
+        sizes = z.abs()
+        return None, None, None, gradient / factors.divisor(sizes, ctx.shift, out=sizes), None
+
+
+@dataclass(slots=True)
+class Origin:
+    """The output of a layer, or a copy of it that was laid out anew, in the graph before the layer's guard.
+
+    shift: what the stabilizer adds to the size of every element.
+    hooks: the hooks on saved tensors that were in force.
+    kept: a copy, made when the first consumer needs one.
+    """
+
+    shift: float
+    raw: Tensor
+    hooks: Any
+    kept: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Moved:
+    """Elements of a layer's output that wait for a consumer: where they come from, and how they were moved since.
+
+    shared, own: what consumers see that keep the elements themselves, and others.
+    """
+
+    origin: Origin
+    moves: tuple[Callable[[Tensor], Tensor], ...] = field(default=())
+    shared: Tensor | None = None
+    own: Tensor | None = None
+
+    def along(self, tensor: Tensor) -> Tensor:
+        """Return the elements of another tensor of the origin's shape, moved alike."""
+        for move in self.moves:
+            tensor = move(tensor)
+        return tensor
+
+    def settle(self, run: Run, tensor: Tensor, *, shared: bool) -> Tensor:
+        """Return the tensor as its consumer is to see it; ``shared`` if the consumer keeps it for its derivative."""
+        origin = self.origin
+        if self.own is not None:
+            return self.own
+        if shared:
+            if self.shared is None:
+                self.shared = EpsilonNode.apply(run, origin.shift, (tensor,), self.along(origin.raw), None)
+            return self.shared
+        # Also if another consumer keeps the elements: relevance may not come back by that one.
+        if origin.kept is None:
+            origin.kept = origin.raw.clone()
+        raw, kept = self.along(origin.raw), self.along(origin.kept)
+        self.own = EpsilonNode.apply(run, origin.shift, (tensor,), raw, kept)
+        return self.own
+
+    def follow(self, run: Run, call: Call, out: Any) -> None:
+        """Note on the results of a move where their elements come from."""
+        source = call.dependent[0]
+        function = call.over([source])
+        if isinstance(out, Tensor):
+            if out is not source:
+                self._note(run, call, out, function)
+        elif isinstance(out, list | tuple):
+            for i, part in enumerate(out):
+                self._note(run, call, part, partial(_part, function, i))
+
+    def _note(self, run: Run, call: Call, out: Tensor, move: Callable[[Tensor], Tensor]) -> None:
+        if torch.promote_types(out.dtype, self.origin.raw.dtype) != out.dtype:
+            return
+        moved = Moved(self.origin, (*self.moves, move))
+        if not out._is_view():
+            # A copy, whose memory a consumer may keep in place of that of the layer's output.
+            again = call.operation.name in ("contiguous", "clone")
+            raw = (
+                TwinNode.apply((out.detach(),), self.along(self.origin.raw)) if again else moved.along(self.origin.raw)
+            )
+            moved = Moved(Origin(self.origin.shift, raw, self.origin.hooks))
+        notes.write(out, run, moved=moved)
+
+
+def _part(function: Callable[[Tensor], Any], index: int, tensor: Tensor) -> Tensor:
+    part: Tensor = function(tensor)[index]
+    return part

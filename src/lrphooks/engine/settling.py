@@ -1,0 +1,82 @@
+"""When a layer's rule is set: as its output is consumed, with what the consumer tells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lrphooks.engine import notes
+from lrphooks.engine.call import Call
+from lrphooks.engine.consumers import way
+from lrphooks.engine.layer_call import LayerCall, saving_hooks
+from lrphooks.rules.operation import Gradient, Identity, Pass
+
+if TYPE_CHECKING:
+    from lrphooks.engine.run import Run
+
+
+def settled(run: Run, tensor: Tensor) -> Tensor:
+    """Return the tensor with the rule of the layer that made it set for consumers of any kind."""
+    note = notes.read(tensor, run)
+    if note is not None and note.moved is not None and note.moved.origin.hooks == saving_hooks():
+        return note.moved.settle(run, tensor, shared=False)
+    return _ruled(run, tensor)
+
+
+def _ruled(run: Run, tensor: Tensor) -> Tensor:
+    """Return the tensor with the node of the layer that made it set on it, in place if it can be."""
+    note = notes.read(tensor, run)
+    if note is None or note.layer is None or note.ruled:
+        return tensor
+    if note.layer.hooks != saving_hooks() or note.kept:
+        # A checkpoint began behind the layer and keeps its output, which must stay as it is from now on.
+        notes.write(tensor, run, kept=True)
+        return note.layer.settle(tensor, in_place=False)
+    return note.layer.settle(tensor)
+
+
+def settle(run: Run, call: Call, waiting: list[Tensor]) -> Call:
+    """Set the rules of the layers that made the operands, now that their consumer is known."""
+    change: dict[int, Tensor] = {}
+    followed = call.operation.name in ("relu", "relu6") and isinstance(run.rule(call), Gradient | Identity | Pass)
+    for tensor in waiting:
+        note = notes.read(tensor, run)
+        if note is None:
+            continue
+        if note.moved is not None and note.moved.origin.hooks == saving_hooks():
+            how = way(call, tensor, run.rule)
+            if how in ("keeps", "reads"):
+                change[id(tensor)] = note.moved.settle(run, tensor, shared=how == "keeps")
+            if how:
+                continue
+        layer = note.layer
+        if layer is None or note.ruled:
+            continue
+        if followed and layer.input_nonnegative and not call.writes_in_place and layer.filtered is None:
+            # Other consumers may see negative values, so this one gets a node of its own.
+            change[id(tensor)] = layer.settle(tensor, relu_follows=True, in_place=False)
+        elif followed and call.writes_in_place:
+            layer.settle(tensor, relu_follows=True)
+        else:
+            change[id(tensor)] = _ruled(run, tensor)
+    return call.replaced(change)
+
+
+def layer_before_relu(run: Run, call: Call, waiting: list[Tensor]) -> LayerCall | None:
+    """Return the layer whose rule may be set behind the ReLU that consumes its output."""
+    (z,) = waiting
+    note = notes.read(z, run)
+    if note is None or note.layer is None or note.ruled or note.kept or note.layer.share_shift(z.dtype) is None:
+        return None
+    # Whoever asks for the gradient at the output itself is to get it.
+    asked = z.retains_grad or z._backward_hooks
+    fits = isinstance(run.rule(call), Gradient) and note.layer.hooks == saving_hooks() and not asked
+    return note.layer if fits else None
+
+
+def follow(run: Run, call: Call, out: Any) -> None:
+    """Note on the results of a move of elements whose rule waits for their consumer where they come from."""
+    note = notes.read(call.dependent[0], run)
+    if note is not None and note.moved is not None and way(call, call.dependent[0], run.rule) == "moves":
+        note.moved.follow(run, call, out)
