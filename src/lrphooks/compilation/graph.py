@@ -30,6 +30,8 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 from torch.utils._pytree import tree_map_only
 
+from lrphooks.compilation.kept import Kept, split
+from lrphooks.compilation.preparation import Prepared, take_scales_out_of_weights
 from lrphooks.compilation.snapshot import Snapshot
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.reporting import site_of
@@ -56,6 +58,7 @@ class Graph:
     snapshot: Snapshot
     _shapes: ShapeEnv
     _guards: str | None
+    _kept: Kept | None
     _run: Callable[..., list[Tensor]] = field(repr=False)
 
     @property
@@ -87,7 +90,7 @@ class Graph:
             # What CUDA graphs returned before may be overwritten from here on.
             torch.compiler.cudagraph_mark_step_begin()
         with torch.no_grad():
-            found = self._run(*given)
+            found = self._run(*given, *(self._kept() if self._kept is not None else ()))
         checked = sum(1 + len(condition.values) for condition in self.conditions)
         results, rest = found[: len(found) - checked - 1], iter(found[len(found) - checked - 1 :])
         if not bool(next(rest)):
@@ -120,7 +123,7 @@ def trace(
     conditions: list[Condition] = []
 
     def everything(*placeholders: Tensor) -> list[Tensor]:
-        with tracing() as met:
+        with tracing() as met, Prepared():
             found = explain(list(placeholders))
         conditions.extend(met)
         all_hold = torch.stack([condition.holds for condition in met]).all()
@@ -141,10 +144,13 @@ def trace(
                 raise _untraceable(error) from error
             raise
     _write_out_scaled_sums(module)
+    take_scales_out_of_weights(module)
     module.graph.eliminate_dead_code()
+    kept = split(module, model)
     module.recompile()
     guards = shapes.produce_guards_expression(placeholders)
-    return Graph(module, tuple(placeholders), tuple(conditions), snapshot, shapes, guards, compile_graph(module))
+    run = compile_graph(module)
+    return Graph(module, tuple(placeholders), tuple(conditions), snapshot, shapes, guards, kept, run)
 
 
 def _write_out_scaled_sums(module: GraphModule) -> None:
