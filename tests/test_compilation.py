@@ -1,6 +1,7 @@
 """Compiled explanations: equal to ``lrphooks.lrp``, one graph for many calls, and never out of date."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -295,6 +296,50 @@ def test_inside_of_a_context_and_without_gradients():
         equal(explainer(x, 0), expected)
     with composites.EpsilonAlpha2Beta1().context(model):
         equal(explainer(x, 0), expected)
+
+
+def test_compiled_while_contexts_of_its_own_thread_are_open():
+    """A context of another thread may meet functions that were compiled, so it keeps the whole process eager."""
+    handed, traced = [], []
+
+    def backend(module, inputs):
+        handed.append(module)
+        return module.forward
+
+    @torch.compile(backend="eager")
+    def function(z):
+        traced.append(torch.compiler.is_compiling())
+        return z * 2
+
+    model, x = network("functional")
+    other, _ = network("residual")
+    expected = lrphooks.lrp(model, x, 0)
+    explainer = lrphooks.compiled(model, backend=backend)
+    opened, done = threading.Event(), threading.Event()
+
+    def elsewhere():
+        with composites.EpsilonPlus().context(other):
+            opened.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    try:
+        assert opened.wait(60)
+        with composites.EpsilonPlus().context(other):
+            equal(explainer(x, 0), expected)
+            assert not handed
+    finally:
+        done.set()
+        thread.join()
+    with composites.EpsilonPlus().context(other), composites.EpsilonAlpha2Beta1().context(model):
+        equal(explainer(x, 0), expected)
+        assert len(handed) == 1
+        # Everything else still runs as it is written.
+        function(x)
+        assert traced == [False]
+    function(x)
+    assert traced == [False, True]
 
 
 # --- compiled models -------------------------------------------------------------------------------------------------
