@@ -588,3 +588,43 @@ def test_a_call_modifies_no_large_weight():
     nodes = [n for n in explainer.graphs[0].module.graph.nodes if n.op == "call_function" and "val" in n.meta]
     modified = [n for n in nodes if getattr(n.meta["val"], "shape", None) in large]
     assert not modified, modified
+
+
+def test_kept_weights_are_inputs_of_one_compiled_graph():
+    """Other sizes and other values of the weights are served without compiling again."""
+    handed = []
+
+    def backend(module, inputs):
+        handed.append(module)
+        return module.forward
+
+    model, x = Wide().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    explainer = lrphooks.compiled(model, every_layer(Gamma()), dynamic=True, backend=backend)
+    for rows in (x, torch.cat((x, x)), torch.cat((x, x, x))):
+        with torch.no_grad():
+            model.down.weight.add_(0.01)
+        equal(explainer(rows, 0), lrphooks.lrp(model, rows, 0, every_layer(Gamma())))
+    assert len(handed) == len(explainer.graphs) == 1
+
+
+class Sharing(nn.Module):
+    """A buffer that is written to while the model runs, and serves as a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.randn(130, 130))
+        self.fc = nn.Linear(130, 3)
+
+    def forward(self, x):
+        self.weight.mul_(0.5)
+        return self.fc(nn.functional.linear(x, self.weight).relu())
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_weight_that_a_call_writes_to_is_not_kept():
+    model, x = Sharing().double(), torch.randn(2, 130, dtype=torch.float64)
+    reference = copy.deepcopy(model)
+    explainer = lrphooks.compiled(model, every_layer(Gamma()))
+    for _ in range(3):
+        equal(explainer(x, 0), lrphooks.lrp(reference, x, 0, every_layer(Gamma())))
+    assert torch.equal(model.weight, reference.weight)

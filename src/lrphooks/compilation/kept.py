@@ -137,7 +137,7 @@ def _extracted(graph: Graph, wanted: list[Node]) -> Graph:
         made = copies[node]
         if node.meta["val"].dim() == 4 and all(user in needed or user.target in _CONVOLUTIONS for user in node.users):
             # As inductor runs them; it would copy the weight in each call.
-            made = other.call_function(torch.Tensor.contiguous, (made,), {"memory_format": torch.channels_last})
+            made = other.call_method("contiguous", (made,), {"memory_format": torch.channels_last})
         results.append(made)
     other.output(results)
     return other

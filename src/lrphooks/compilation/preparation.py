@@ -26,12 +26,14 @@ class Prepared(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        out = kwargs.pop("out", None)
+        out = kwargs.get("out")
         if isinstance(out, Tensor):
-            return out.copy_(func.overloadpacket(*args, **kwargs))
+            found = func.overloadpacket(*args, **{name: value for name, value in kwargs.items() if name != "out"})
+            # One of another shape is made to fit.
+            return out.copy_(found) if found.shape == out.shape else func(*args, **kwargs)
         if func is aten.convolution.default and args[0].dim() == 4 and args[0].device.type == "cpu":
             args = (args[0].contiguous(memory_format=torch.channels_last), *args[1:])
-        return func(*args, **(kwargs if out is None else {**kwargs, "out": out}))
+        return func(*args, **kwargs)
 
 
 def take_scales_out_of_weights(module: GraphModule) -> None:
