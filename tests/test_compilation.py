@@ -607,6 +607,21 @@ def test_kept_weights_are_inputs_of_one_compiled_graph():
     assert len(handed) == len(explainer.graphs) == 1
 
 
+@pytest.mark.usefixtures("uncompiled")
+def test_a_large_weight_is_laid_out_once_for_both_directions_and_seen_to_change():
+    model, x = Wide().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    explainer = lrphooks.compiled(model, every_layer(Epsilon()))
+    for _ in range(2):
+        equal(explainer(x, 0), lrphooks.lrp(model, x, 0, every_layer(Epsilon())))
+        model.down.weight.data.mul_(-0.5)
+    (graph,) = explainer.graphs
+    assert graph._kept.origins == (model.down.weight,)
+    convolution, backward = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
+    (laid_out,) = (n for n in graph.module.graph.nodes if n.name.startswith("modified"))
+    assert sorted(str(n.target) for n in laid_out.users) == sorted(map(str, (convolution, backward)))
+    assert laid_out.meta["val"].is_contiguous(memory_format=torch.channels_last)
+
+
 class Sharing(nn.Module):
     """A buffer that is written to while the model runs, and serves as a weight."""
 

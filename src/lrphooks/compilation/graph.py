@@ -30,8 +30,8 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 from torch.utils._pytree import tree_map_only
 
-from lrphooks.compilation.kept import Kept, split
-from lrphooks.compilation.preparation import Prepared, take_scales_out_of_weights
+from lrphooks.compilation.kept import SMALL, Kept, split
+from lrphooks.compilation.preparation import Prepared, share_laid_out_weights, take_scales_out_of_weights
 from lrphooks.compilation.snapshot import Snapshot
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.reporting import site_of
@@ -145,6 +145,7 @@ def trace(
             raise
     _write_out_scaled_sums(module)
     take_scales_out_of_weights(module)
+    share_laid_out_weights(module, SMALL)
     module.graph.eliminate_dead_code()
     kept = split(module, model)
     module.recompile()

@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 from lrphooks.engine.cache import WeightCache, WeightStore, fingerprint
 
 #: Smaller results are as fast computed in passing as their origins are compared.
-_SMALL = 1 << 14
+SMALL = 1 << 14
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
@@ -152,7 +152,7 @@ def _attribute(module: GraphModule, node: Node) -> Any:
 
 def _is_large(node: Node) -> bool:
     value = node.meta.get("val")
-    return node.op == "call_function" and isinstance(value, Tensor) and value.numel() >= _SMALL
+    return node.op == "call_function" and isinstance(value, Tensor) and value.numel() >= SMALL
 
 
 def _is_view(node: Node) -> bool:

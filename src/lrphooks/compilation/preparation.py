@@ -36,6 +36,30 @@ class Prepared(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+def share_laid_out_weights(module: GraphModule, least: int) -> None:
+    """Lay each large weight of two-dimensional convolutions on the CPU out channels last, once for all that use it.
+
+    Inductor would do so in the forward convolution, and once more in the backward one.
+    """
+    graph = module.graph
+    copies: dict[str, Node] = {}
+    targets = {aten.convolution.default: 1, aten.convolution_backward.default: 2}
+    for node in [n for n in graph.nodes if n.target in targets]:
+        position = targets[node.target]
+        weight = node.args[position]
+        value = weight.meta["val"]
+        if weight.op != "get_attr" or value.dim() != 4 or value.device.type != "cpu" or value.numel() < least:
+            continue
+        if value.is_contiguous(memory_format=torch.channels_last):
+            continue
+        if weight.target not in copies:
+            with graph.inserting_after(weight):
+                copy = graph.call_function(aten.clone.default, (weight,), {"memory_format": torch.channels_last})
+            copy.meta["val"] = value.contiguous(memory_format=torch.channels_last)
+            copies[weight.target] = copy
+        node.update_arg(position, copies[weight.target])
+
+
 def take_scales_out_of_weights(module: GraphModule) -> None:
     """Scale gradients in place of the weights that they go back through, where these were scaled by output channel.
 
