@@ -622,6 +622,15 @@ def test_a_large_weight_is_laid_out_once_for_both_directions_and_seen_to_change(
     assert laid_out.meta["val"].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.usefixtures("uncompiled")
+def test_weights_stay_in_the_graph_where_inductor_freezes_them():
+    model, x = Wide().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    explainer = lrphooks.compiled(model, every_layer(Gamma()))
+    with torch._inductor.config.patch(freezing=True):
+        equal(explainer(x, 0), lrphooks.lrp(model, x, 0, every_layer(Gamma())))
+    assert explainer.graphs[0]._kept is None
+
+
 class Sharing(nn.Module):
     """A buffer that is written to while the model runs, and serves as a weight."""
 

@@ -11,6 +11,7 @@ from typing import Any, final
 
 import torch
 import torch._dynamo.config
+import torch._inductor.config
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
@@ -145,9 +146,12 @@ def trace(
             raise
     _write_out_scaled_sums(module)
     take_scales_out_of_weights(module)
-    share_laid_out_weights(module, SMALL)
     module.graph.eliminate_dead_code()
-    kept = split(module, model)
+    kept = None
+    # Where inductor freezes weights, it computes and packs them itself, if they are the graph's own.
+    if not torch._inductor.config.freezing:
+        share_laid_out_weights(module, SMALL)
+        kept = split(module, model)
     module.recompile()
     guards = shapes.produce_guards_expression(placeholders)
     run = compile_graph(module)
