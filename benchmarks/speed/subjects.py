@@ -66,11 +66,13 @@ def _compiled(model: nn.Module, _: ExitStack) -> Run:
 
 
 def _one_graph(model: nn.Module, _: ExitStack) -> Run:
-    """The gradient traced to a single graph, forward and backward, as compiled explanations are."""
+    """The gradient traced to a single graph, forward and backward, in the layout of compiled explanations."""
     gradient = gradient_of(copy.deepcopy(model))
     compiled: list[Run] = []
 
     def run(x: Tensor) -> Tensor:
+        if x.dim() == 4 and x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
         if not compiled:
             graph = make_fx(gradient, tracing_mode="fake", _allow_non_fake_inputs=True)(x)
             compiled.append(torch.compile(graph, fullgraph=True))

@@ -16,7 +16,9 @@ from lrphooks.composite import Composite
 from lrphooks.composites import EpsilonPlus
 from lrphooks.engine import containers
 from lrphooks.engine.checks import check_model
+from lrphooks.engine.eager import EAGER
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.interception import THREAD
 from lrphooks.explanation import Explanation
 from lrphooks.forward import Inputs, explained
 from lrphooks.selection import Target, as_index
@@ -125,7 +127,11 @@ class CompiledExplainer:
                 wanted = as_index(wanted, inputs.leaves[0].device)
             call = (args, keywords, wanted)
             tensors = [_laid_out(t) for t in _tensors(call)]
-            value, *relevance = self._graph(inputs, call, tensors)(tensors)
+            graph = self._graph(inputs, call, tensors)
+            # The graph has its rules inside, so the contexts open around this call are no reason to run it eagerly;
+            # in a forward pass that one of them explains, its operations are to be seen.
+            with EAGER.idle(0 if THREAD.runs else len(THREAD.sessions)):
+                value, *relevance = graph(tensors)
         found = inputs.arranged(relevance)
         return Explanation(found, value, target, self.composite, (x, kwargs) if kwargs is not None else x)
 

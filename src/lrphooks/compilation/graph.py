@@ -11,6 +11,7 @@ from typing import Any, final
 
 import torch
 import torch._dynamo.config
+import torch._inductor.config
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
@@ -30,6 +31,8 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 from torch.utils._pytree import tree_map_only
 
+from lrphooks.compilation.kept import SMALL, Kept, split
+from lrphooks.compilation.preparation import Prepared, share_laid_out_weights, take_scales_out_of_weights
 from lrphooks.compilation.snapshot import Snapshot
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.reporting import site_of
@@ -56,6 +59,7 @@ class Graph:
     snapshot: Snapshot
     _shapes: ShapeEnv
     _guards: str | None
+    _kept: Kept | None
     _run: Callable[..., list[Tensor]] = field(repr=False)
 
     @property
@@ -87,7 +91,7 @@ class Graph:
             # What CUDA graphs returned before may be overwritten from here on.
             torch.compiler.cudagraph_mark_step_begin()
         with torch.no_grad():
-            found = self._run(*given)
+            found = self._run(*given, *(self._kept() if self._kept is not None else ()))
         checked = sum(1 + len(condition.values) for condition in self.conditions)
         results, rest = found[: len(found) - checked - 1], iter(found[len(found) - checked - 1 :])
         if not bool(next(rest)):
@@ -120,7 +124,7 @@ def trace(
     conditions: list[Condition] = []
 
     def everything(*placeholders: Tensor) -> list[Tensor]:
-        with tracing() as met:
+        with tracing() as met, Prepared():
             found = explain(list(placeholders))
         conditions.extend(met)
         all_hold = torch.stack([condition.holds for condition in met]).all()
@@ -141,10 +145,17 @@ def trace(
                 raise _untraceable(error) from error
             raise
     _write_out_scaled_sums(module)
+    take_scales_out_of_weights(module)
     module.graph.eliminate_dead_code()
+    kept = None
+    # Where inductor freezes weights, it computes and packs them itself, if they are the graph's own.
+    if not torch._inductor.config.freezing:
+        share_laid_out_weights(module, SMALL)
+        kept = split(module, model)
     module.recompile()
     guards = shapes.produce_guards_expression(placeholders)
-    return Graph(module, tuple(placeholders), tuple(conditions), snapshot, shapes, guards, compile_graph(module))
+    run = compile_graph(module)
+    return Graph(module, tuple(placeholders), tuple(conditions), snapshot, shapes, guards, kept, run)
 
 
 def _write_out_scaled_sums(module: GraphModule) -> None:
