@@ -86,6 +86,31 @@ def chunks(z):
     return torch.cat((a * 2, b), -1)
 
 
+def advancing(z, x):
+    """Views whose place a tensor tells, which counts on before they are consumed."""
+    i, columns = torch.tensor(0), []
+    for _ in range(4):
+        columns.append(z[:, i])
+        i += 1
+    window = z[:, i : i + 4]
+    i -= 3
+    narrow = z.narrow(1, i, 4)
+    i.zero_()
+    return torch.cat((torch.stack(columns, 1) * 2, window * 3), 1) + torch.cat((narrow * 4, x[:, :4]), 1)
+
+
+def cut(z, x):
+    at = torch.tensor([2, 4])
+    a, b, c = z.tensor_split(at, 1)
+    at += 1
+    return torch.cat((c * 2, a * 3, b * 4), 1)
+
+
+def rotated(z, x):
+    """A conversion to complex numbers, which have no sign."""
+    return (z.view(-1, 4, 2).to(torch.complex128) * 1j ** torch.arange(2)).real.flatten(1)
+
+
 #: What a model does with the output of its first layer.
 BODIES = {
     "nothing": lambda z, x: z,
@@ -116,6 +141,9 @@ BODIES = {
     "ReLU of a view": lambda z, x: F.relu(z.view(-1, 2, 4)).flatten(1) + z,
     "ReLU, scaled out of place": lambda z, x: F.relu(z) * 2,
     "in parts": lambda z, x: chunks(z),
+    "at places that move on": advancing,
+    "cut at places that move on": cut,
+    "as complex numbers": rotated,
     "the same part twice": lambda z, x: torch.cat((z[:, :4] * 2, z[:, :4] + x[:, :4]), 1),
     "expanded": lambda z, x: z.unsqueeze(1).expand(-1, 3, -1).sum(1),
     "converted": lambda z, x: z.view(-1, 2, 4).float().double().flatten(1) * 1.0,
