@@ -282,6 +282,32 @@ def test_attention_that_keeps_no_query_and_one_that_does(close):
         relevance(model, x)
 
 
+def test_attention_that_autocasting_gives_copies():
+    """The model may overwrite the query then, and its own gradient stands that."""
+
+    class Cast(nn.Module):
+        def __init__(self, body):
+            super().__init__()
+            self.model = Model(body).float()
+
+        def forward(self, x):
+            a = x * 2
+            z = self.model.first(a)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = self.model.body(z, a)
+            return self.model.second(y.float())
+
+    def attends(z, x):
+        return F.scaled_dot_product_attention(*(t.view(-1, 1, 2, 4) for t in (z, x, x))).flatten(1)
+
+    x, found = torch.randn(5, 8), []
+    for body in (attends, lambda z, x: loses(z, lambda z: attends(z, x))):
+        model = Cast(body)
+        model(x.clone().requires_grad_()).sum().backward()
+        found.append(relevance(model, x)[1])
+    assert torch.equal(*found)
+
+
 def test_the_gradient_at_an_output_itself():
     """Hooks on an output, and what it retains, are served as without the short way."""
 
