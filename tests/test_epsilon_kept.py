@@ -86,6 +86,31 @@ def chunks(z):
     return torch.cat((a * 2, b), -1)
 
 
+def advancing(z, x):
+    """Views whose place a tensor tells, which counts on before they are consumed."""
+    i, columns = torch.tensor(0), []
+    for _ in range(4):
+        columns.append(z[:, i])
+        i += 1
+    window = z[:, i : i + 4]
+    i -= 3
+    narrow = z.narrow(1, i, 4)
+    i.zero_()
+    return torch.cat((torch.stack(columns, 1) * 2, window * 3), 1) + torch.cat((narrow * 4, x[:, :4]), 1)
+
+
+def cut(z, x):
+    at = torch.tensor([2, 4])
+    a, b, c = z.tensor_split(at, 1)
+    at += 1
+    return torch.cat((c * 2, a * 3, b * 4), 1)
+
+
+def rotated(z, x):
+    """A conversion to complex numbers, which have no sign."""
+    return (z.view(-1, 4, 2).to(torch.complex128) * 1j ** torch.arange(2)).real.flatten(1)
+
+
 #: What a model does with the output of its first layer.
 BODIES = {
     "nothing": lambda z, x: z,
@@ -116,6 +141,9 @@ BODIES = {
     "ReLU of a view": lambda z, x: F.relu(z.view(-1, 2, 4)).flatten(1) + z,
     "ReLU, scaled out of place": lambda z, x: F.relu(z) * 2,
     "in parts": lambda z, x: chunks(z),
+    "at places that move on": advancing,
+    "cut at places that move on": cut,
+    "as complex numbers": rotated,
     "the same part twice": lambda z, x: torch.cat((z[:, :4] * 2, z[:, :4] + x[:, :4]), 1),
     "expanded": lambda z, x: z.unsqueeze(1).expand(-1, 3, -1).sum(1),
     "converted": lambda z, x: z.view(-1, 2, 4).float().double().flatten(1) * 1.0,
@@ -252,6 +280,32 @@ def test_attention_that_keeps_no_query_and_one_that_does(close):
         close(relevance(model, x)[1], expected(model, x)[1], tol=1e-12)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(RuntimeError, match=r"modified.* inplace"):
         relevance(model, x)
+
+
+def test_attention_that_autocasting_gives_copies():
+    """The model may overwrite the query then, and its own gradient stands that."""
+
+    class Cast(nn.Module):
+        def __init__(self, body):
+            super().__init__()
+            self.model = Model(body).float()
+
+        def forward(self, x):
+            a = x * 2
+            z = self.model.first(a)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = self.model.body(z, a)
+            return self.model.second(y.float())
+
+    def attends(z, x):
+        return F.scaled_dot_product_attention(*(t.view(-1, 1, 2, 4) for t in (z, x, x))).flatten(1)
+
+    x, found = torch.randn(5, 8), []
+    for body in (attends, lambda z, x: loses(z, lambda z: attends(z, x))):
+        model = Cast(body)
+        model(x.clone().requires_grad_()).sum().backward()
+        found.append(relevance(model, x)[1])
+    assert torch.equal(*found)
 
 
 def test_the_gradient_at_an_output_itself():

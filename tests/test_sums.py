@@ -120,6 +120,17 @@ def test_constants_are_no_summands(write):
     equal(found, x)
 
 
+def test_sums_of_complex_numbers_have_their_gradient():
+    """They have no sign to tell them apart by; what is transformed before and after keeps its rules."""
+
+    def transformed(a, b):
+        return torch.fft.ifft(torch.fft.fft(a) - 2 * torch.fft.fft(b)).real
+
+    a, b = torch.randn(2, 3, 4, dtype=torch.float64)
+    for found, wanted in zip(summed(Gamma(10.0), transformed, a, b), (a, -2 * b), strict=True):
+        equal(found, wanted, 1e-12)
+
+
 def test_sums_of_single_numbers():
     class Single(nn.Module):
         def forward(self, x):
@@ -205,6 +216,39 @@ def test_relevance_of_sums_can_be_differentiated():
 
     x = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(of, (x,), atol=1e-5)
+
+
+def into_a_part(a, b):
+    c = a * 1.0
+    part = c[:, :2]
+    part += b[:, :2]
+    part *= 3
+    return c
+
+
+def into_all_of_it(a, b):
+    c = a * 1.0
+    whole = c.view(-1, 2, 2)
+    whole += b.view(-1, 2, 2)
+    whole *= 3
+    return c
+
+
+@pytest.mark.parametrize(("write", "columns"), [(into_a_part, 2), (into_all_of_it, 4)])
+@pytest.mark.parametrize("rule", SHARES)
+def test_sums_in_place_on_a_view_reach_what_it_is_a_view_of(rule, write, columns):
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, 4, dtype=torch.float64)
+    given, share = SHARES[rule]
+    contributions = torch.stack((a, b))[..., :columns]
+    expected = torch.stack((a, torch.zeros_like(b)))
+    expected[..., :columns] = 3 * share(contributions, contributions.sum(0)) * contributions.sum(0)
+    for found, wanted in zip(summed(given, write, a, b), expected, strict=True):
+        equal(found, wanted, 1e-9)
+    leaf, composite = a.clone().requires_grad_(), Composite([(Sum, given)])
+    with composite.context(model := Adds(write)):
+        assert torch.equal(model(leaf, b.clone().requires_grad_()), write(a, b))
+    assert audit(Adds(write), (a, b), lambda z: z.sum(1), composite).unexplained < 1e-12
 
 
 def test_sums_run_again_by_a_checkpoint():

@@ -80,8 +80,12 @@ def _is_fused(call: Call) -> bool:
     """Whether attention is computed by a kernel that keeps query, key and value as they are."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     query, key, value, mask, dropout, causal = (call.argument(i, n) for i, n in enumerate(names))
+    # Autocasting hands the kernel copies.
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind) and query.dtype != torch.get_autocast_dtype(kind):
+        return False
     # On other devices, kernels get copies of heads that they must fill up.
-    if query.device.type != "cpu" and (query.shape[-1] % 8 or value.shape[-1] % 8):
+    if kind != "cpu" and (query.shape[-1] % 8 or value.shape[-1] % 8):
         return False
     rest = {k: v for k, v in call.kwargs.items() if k in ("scale", "enable_gqa")}
     try:

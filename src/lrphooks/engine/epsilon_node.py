@@ -24,6 +24,7 @@ from torch.autograd import Function
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.nodes import TwinNode, absent
+from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules import factors
 
 if TYPE_CHECKING:
@@ -121,7 +122,10 @@ class Moved:
                 self._note(run, call, part, partial(_part, function, i))
 
     def _note(self, run: Run, call: Call, out: Tensor, move: Callable[[Tensor], Tensor]) -> None:
-        if torch.promote_types(out.dtype, self.origin.raw.dtype) != out.dtype:
+        # Complex numbers have no sign.
+        if torch.promote_types(out.dtype, self.origin.raw.dtype) != out.dtype or out.is_complex():
+            return
+        if out._is_view() and _told_by_tensors(call):
             return
         moved = Moved(self.origin, (*self.moves, move))
         if not out._is_view():
@@ -132,6 +136,22 @@ class Moved:
             )
             moved = Moved(Origin(self.origin.shift, raw, self.origin.hooks))
         notes.write(out, run, moved=moved)
+
+
+def _told_by_tensors(call: Call) -> bool:
+    """Whether tensors tell what a call takes, as in z[:, i]: the model may write to them before the view is moved."""
+    if call.operation.name in SHAPED_BY_ANOTHER:
+        return False
+    told = [value for value in (*call.args, *call.kwargs.values()) if value is not call.dependent[0]]
+    while told:
+        value = told.pop()
+        if isinstance(value, Tensor):
+            return True
+        if isinstance(value, list | tuple):
+            told += value
+        elif isinstance(value, slice):
+            told += value.start, value.stop, value.step
+    return False
 
 
 def _part(function: Callable[[Tensor], Any], index: int, tensor: Tensor) -> Tensor:

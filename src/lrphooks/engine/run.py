@@ -26,6 +26,7 @@ from lrphooks.engine.provenance import Provenance, behind, made_by_function
 from lrphooks.engine.reporting import report
 from lrphooks.engine.serving import serves
 from lrphooks.engine.weighted import SUMS, weighted_product, weighted_sum
+from lrphooks.layers.linear_map import Summation
 from lrphooks.operations import Operation, expression
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
@@ -237,16 +238,8 @@ class Run:
             return self._unknown(call)
         if operation.kind == "linear":
             return linear.linear(self, call, self.rule(call))
-        if operation.kind in ("product", "added product") and len(call.dependent) == 1:
-            product = weighted_product(self, call)
-            rule = None if product is None else self._layer_rule(call, product.tensors[1])
-            if product is not None and rule is not None:
-                return linear.execute(self, call, rule, product.map, product.tensors, product.function)
-        if self.plan.rules_sums and operation.name in SUMS and len(call.dependent) > 1:
-            rule = self._sum_rule(call)
-            addition = None if rule is None else weighted_sum(self, call)
-            if addition is not None and rule is not None:
-                return linear.execute(self, call, rule, *addition, probed=True)
+        if (written := self._written_out(call)) is not None:
+            return written
         if constants:
             call = call.replaced({id(t): self.shield(t) for t in constants})
         out = self.observed(call, self.rule(call), HANDLERS[operation.kind])
@@ -297,6 +290,28 @@ class Run:
                 if tensor.requires_grad and not tensor.is_leaf:
                     notes.write(tensor, self, constant="stopped" if stopped else "parameter")
         return out
+
+    def _written_out(self, call: Call) -> Tensor | None:
+        """Run a linear layer that the model writes out as a product or a sum, or return None if it is none."""
+        if call.operation.kind in ("product", "added product") and len(call.dependent) == 1:
+            product = weighted_product(self, call)
+            rule = None if product is None else self._layer_rule(call, product.tensors[1])
+            if product is not None and rule is not None:
+                return linear.execute(self, call, rule, product.map, product.tensors, product.function)
+        if self.plan.rules_sums and call.operation.name in SUMS and len(call.dependent) > 1:
+            rule = self._sum_rule(call)
+            addition = None if rule is None else weighted_sum(self, call)
+            if addition is not None and rule is not None:
+                return self._sum(call, rule, addition)
+        return None
+
+    def _sum(self, call: Call, rule: Rule, addition: tuple[Summation, tuple[Tensor, Tensor, None]]) -> Tensor:
+        target: Tensor = call.argument(0, "input")
+        if not (call.writes_in_place and target._is_view()):
+            return linear.execute(self, call, rule, *addition, probed=True)
+        # The rule's nodes are not set in place on views, and what it is a view of is to see the sum and its rule.
+        out = linear.execute(self, call.out_of_place(), rule, *addition, probed=True)
+        return target.copy_(settling.settled(self, out))
 
     def _batch_norm(self, call: Call, waiting: list[Tensor]) -> Any:
         source = call.dependent[0]

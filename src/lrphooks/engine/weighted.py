@@ -68,6 +68,9 @@ def weighted_sum(run: Run, call: Call) -> tuple[Summation, tuple[Tensor, Tensor,
     first, second = call.argument(0, "input"), call.argument(1, "other")
     if not (run.carries(first) and run.carries(second) and isinstance(scale, int | float)):
         return None
+    if first.is_complex() or second.is_complex():
+        # Their contributions have no sign; a sum that a matcher of all sums means too has its gradient.
+        return None
     sign = -scale if call.operation.name == "sub" else scale
     weights = (sign, 1) if call.operation.reversed else (1, sign)
     summands = [first, second]
