@@ -305,3 +305,34 @@ def test_sums_print_as_code():
     composite = Composite([(Sum, Gamma(1.0))])
     assert repr(composite).startswith("Composite([(Sum, Gamma(gamma=1.0")
     assert lrphooks.matching.Sum is Sum
+
+
+class Masked(nn.Module):
+    """Attention whose scores are a sum, some of them minus infinity."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.least = least
+
+    def forward(self, x):
+        scores = x @ x.mT
+        scores = scores + (x @ x.mT).masked_fill(torch.ones(4, 4).triu(1).bool(), self.least)
+        return (scores.softmax(-1) @ x).sum((1, 2))
+
+
+@pytest.mark.parametrize("rule", SHARES)
+def test_sums_that_are_infinite_hand_nothing_on(rule):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 8, dtype=torch.float64)
+    composite = Composite([(Sum, SHARES[rule][0])])
+    # The softmax of a score so low is exactly 0 too.
+    expected = lrp(Masked(-1e4), x, lambda z: z, composite)
+    equal(lrp(Masked(-torch.inf), x, lambda z: z, composite), expected)
+    assert audit(Masked(-torch.inf), x, lambda z: z, composite).unexplained < 1e-9
+
+
+def test_the_factor_of_a_sum_may_be_a_tensor():
+    a, b = torch.randn(2, 3, 4, dtype=torch.float64)
+    found = summed(ZPlus(1e-12), lambda a, b: torch.add(a, b, alpha=torch.tensor(2)), a, b)
+    expected = summed(ZPlus(1e-12), lambda a, b: torch.add(a, b, alpha=2), a, b)
+    equal(found[1], expected[1])

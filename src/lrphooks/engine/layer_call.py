@@ -176,7 +176,8 @@ class LayerCall:
             merge = partial(self.batch_norm.merge, self.map, weight, bias, tuple(statistics))
             key = ("merged", weight, bias, *statistics)
             weight, bias = self.run.cache.get(key, self.batch_norm.eps, merge) if cached else merge()
-        if output is None:
+        if output is None or not self.map.merges:
+            # The values of a sum may be infinite, those of its stacked operands are not.
             output = self.map.forward(a, weight, bias)
         forms: dict[tuple[WeightForm, float], Tensor] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -65,6 +66,7 @@ def weighted_product(run: Run, call: Call) -> WeightedProduct | None:
 def weighted_sum(run: Run, call: Call) -> tuple[Summation, tuple[Tensor, Tensor, None]] | None:
     """Return the sum of two activations as a linear layer, or None where it is something else."""
     scale = call.argument(2, "alpha", 1)
+    scale = scale.item() if isinstance(scale, Tensor) else scale
     first, second = call.argument(0, "input"), call.argument(1, "other")
     if not (run.carries(first) and run.carries(second) and isinstance(scale, int | float)):
         return None
@@ -78,7 +80,9 @@ def weighted_sum(run: Run, call: Call) -> tuple[Summation, tuple[Tensor, Tensor,
         assert run.observer is not None
         summands = [run.observer.probe(run, summand) for summand in summands]
     shape = torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]
-    operands = torch.stack([summand.expand(shape) for summand in summands])
+    stacked = torch.stack([summand.expand(shape) for summand in summands])
+    # What is infinite masks; its share of nothing would be no number.
+    operands = torch.nan_to_num(stacked, nan=math.nan, posinf=0.0, neginf=0.0)
     known = [notes.read(summand, run) for summand in (first, second)]
     notes.write(operands, run, nonnegative=all(note is not None and note.nonnegative for note in known))
     return Summation(), (operands, operands.new_tensor(weights), None)
