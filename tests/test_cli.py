@@ -118,7 +118,7 @@ def test_another_class_and_another_place(tmp_path, capsys):
 def test_every_preset_can_be_chosen(name, capsys):
     assert main(["explain", "--composite", name]) == 0
     printed = fields(capsys.readouterr().out)
-    assert printed["composite"].startswith(f"{name}: Composite(")
+    assert re.match(rf"{name}: (Composite\(|\d+ entries, )\[", printed["composite"])
     assert np.isfinite(float(printed["Σ R"]))
 
 
@@ -126,6 +126,14 @@ def test_the_box_has_the_bounds_of_the_input(capsys):
     assert main(["explain", "--composite", "EpsilonGammaBox"]) == 0
     printed = fields(capsys.readouterr().out)
     assert printed["composite"] == f"EpsilonGammaBox: {composites.EpsilonGammaBox(low=0.0, high=1.0)!r}"
+
+
+def test_of_many_entries_the_first_and_the_last_are_shown(capsys):
+    assert main(["explain", "--composite", "GammaDecay(sums=2)"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("composite")]
+    assert line.startswith("composite   GammaDecay(sums=2): 13 entries, [(First(Convolution), ZBox(low=0.0, high=1.0, ")
+    assert "), (Sum, Gamma(gamma=2.0, stabilizer=1e-06)), ('stem', Gamma(gamma=1.0, " in line
+    assert line.endswith("), ..., (Linear, Epsilon(epsilon=1e-06))]")
 
 
 def test_every_preset_of_the_package_is_offered():

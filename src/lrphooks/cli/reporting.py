@@ -8,10 +8,14 @@ from collections.abc import Iterable, Sequence
 from lrphooks.baselines import Baseline
 from lrphooks.cli.methods import Explaining
 from lrphooks.cli.results import Explained
+from lrphooks.composite import Composite
+from lrphooks.matching import describe
 from lrphooks.models import PictureModel
 from lrphooks.models.packaged import DIGITS, PACKAGED
 
 WIDTH = 80
+#: So many entries of a composite are shown.
+ENTRIES = 6
 _COLUMN = 12
 
 
@@ -35,8 +39,12 @@ def of_model(model: PictureModel, name: str) -> list[str]:
 
 
 def of_composite(text: str, composite: Explaining) -> str:
-    """Return what a method is in full."""
-    return field("composite", f"{text}: {composite!r}")
+    """Return what a method is in full, or if it has many entries its first ones and its last."""
+    shown = repr(composite)
+    if isinstance(composite, Composite) and len(composite.entries) > ENTRIES:
+        parts = [f"({describe(matcher)}, {rule!r})" for matcher, rule in composite.entries]
+        shown = f"{len(parts)} entries, [{', '.join([*parts[: ENTRIES - 2], '...', parts[-1]])}]"
+    return field("composite", f"{text}: {shown}")
 
 
 def of_explained(each: Explained, composite: Explaining) -> list[str]:
