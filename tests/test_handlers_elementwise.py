@@ -6,7 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from lrphooks import Composite
+from lrphooks.rules import Epsilon
 from references.operations import EXACT
 from small_networks import relevance
 
@@ -86,3 +89,40 @@ def test_low_precision_stays_finite(function, dtype):
 
     found = relevance(EXACT, Net(), x, torch.ones_like(x))
     torch.testing.assert_close(found, function(x), rtol=2e-2, atol=1e-6)
+
+
+class Overwritten(nn.Module):
+    """An activation whose input the model writes to later, or a copy of it, as plain torch allows for these."""
+
+    def __init__(self, function, *, copied):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.function, self.copied = nn.Linear(4, 4).double(), function, copied
+
+    def forward(self, x):
+        z = self.linear(x)
+        z = z.abs() if self.function is torch.sqrt else z
+        y = self.function(z.clone() if self.copied else z)
+        z.zero_()
+        return y
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize(
+    "function", [torch.tanh, F.tanhshrink, torch.expm1, torch.tan, torch.sqrt], ids=lambda f: f.__name__
+)
+def test_an_activation_may_lose_its_input_where_torch_keeps_its_result(function, checkpointed):
+    class Outer(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return checkpoint(self.inner, x, use_reentrant=False) if checkpointed else self.inner(x)
+
+    x = torch.randn(3, 4, dtype=torch.float64)
+    plain = x.clone().requires_grad_()
+    Outer(Overwritten(function, copied=False))(plain).sum().backward()
+    for composite in (EXACT, Composite([(nn.Linear, Epsilon(0.1))])):
+        expected = relevance(composite, Outer(Overwritten(function, copied=True)), x)
+        torch.testing.assert_close(relevance(composite, Outer(Overwritten(function, copied=False)), x), expected)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from lrphooks.engine.call import Call, tensors_in
+from lrphooks.operations import names
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Normalize
 
@@ -35,6 +36,7 @@ _READS = frozenset(
 )  # fmt: skip
 #: Activations whose own derivative is computed from their input.
 _OF_INPUT = frozenset(("gelu", "silu", "mish", "hardswish"))
+_OF_RESULT = frozenset(names.OF_RESULT.split())
 _FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 
 
@@ -69,8 +71,9 @@ def _by_rule(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
     if name in _MOVES and len(call.dependent) == 1:
         return "moves" if isinstance(rule(call), Gradient) else ""
     if kind == "activation" and not isinstance(given := rule(call), Constant):
-        # Under a rule, a node of the engine's keeps it.
-        return "keeps" if not isinstance(given, Gradient) or name in _OF_INPUT else "reads"
+        # Under a rule, a node of the engine's keeps it, or a copy.
+        kept = name not in _OF_RESULT and (name in _OF_INPUT or not isinstance(given, Gradient))
+        return "keeps" if kept else "reads"
     if name in ("layer_norm", "rms_norm", "group_norm") and call.dependent[0] is tensor:
         return "keeps" if isinstance(rule(call), Normalize) else ""
     return ""

@@ -82,6 +82,9 @@ ACTIVATION = """
     erf erfinv sin asin tan atan sinh asinh atanh
 """
 
+#: Those whose own derivative is computed from their result, so that models may write to their input.
+OF_RESULT = "tanh tanhshrink expm1 tan sqrt"
+
 #: Values that do not vanish with their input: they gate or normalise, and count as constants.
 CONSTANT = """
     sigmoid hardsigmoid logsigmoid softplus exp exp2 rsqrt reciprocal log log2 log10 logsumexp logaddexp logaddexp2

@@ -18,6 +18,7 @@ from lrphooks.engine.call import Call
 from lrphooks.engine.handlers.common import function_of, in_place, learned, plain
 from lrphooks.engine.nodes import ElementwiseNode
 from lrphooks.engine.passing import through
+from lrphooks.operations import names
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU, Pass
 
@@ -58,6 +59,9 @@ def activation(run: Run, call: Call, rule: Rule) -> Any:
     # Of these, only GELU has a further argument that matters.
     approximate = call.argument(1, "approximate", "none") if call.operation.name == "gelu" else "none"
     ratio = _RATIOS.get((call.operation.name, approximate), partial(_quotient, function))
+    if call.operation.name in _OF_RESULT and not run.unrolled:
+        # torch keeps their results, so a model may write to their inputs. No cell of a recurrent layer does.
+        source = source.clone()
     out = ElementwiseNode.apply(run, function, ratio, source, *learned(call))
     notes.write(out, run, link=None if note is None else note.link)
     return out
@@ -151,6 +155,8 @@ def _guided(gradient: Tensor, x: Tensor) -> Tensor:
 def _deconvolved(gradient: Tensor, x: Tensor) -> Tensor:
     return gradient.clamp(min=0)
 
+
+_OF_RESULT = frozenset(names.OF_RESULT.split())
 
 #: f(a) / a in closed form, which also needs no limit at 0, or with one that is known: by operation and approximation.
 _RATIOS: dict[tuple[str, str], Callable[..., Tensor]] = {
