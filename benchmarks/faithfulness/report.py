@@ -40,6 +40,7 @@ def table(rows: Sequence[Row], command: str) -> str:
         "",
         f"`{command}`, {machine()}. Time is processor time of one explanation on one thread of a shared machine.",
     ]
+    lines += ["", "![The symmetric relevance gain of every method on every network](images/faithfulness.png)"]
     for network in dict.fromkeys(row.network for row in rows):
         found = [row for row in rows if row.network == network]
         lines += ["", f"## {network}", "", *_network(found)]
@@ -68,6 +69,9 @@ def _network(rows: Sequence[Row]) -> list[str]:
         if row.error:
             text = row.error.replace("|", "\\|").replace("\n", " ")[:200]
             lines.append(f"| {row.method} | {row.family} | {text} | | | |")
+    plain = next((row.gain for row in rows if row.method == "gradient"), None)
+    if blind := [row.method for row in rows if row.family == "zennit" and row.gain and row.gain == plain]:
+        lines += ["", f"{', '.join(blind)}: zennit sees no layer of this network, and gives its gradient."]
     chosen = [f"{row.method}: {row.chosen}." for row in rows if row.chosen]
     # A run that was stopped must not look like a whole one.
     return [
@@ -104,10 +108,15 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     networks = list(dict.fromkeys(row.network for row in rows))
     if not networks:
         return
-    figure, axes = plt.subplots(
-        1, len(networks), figsize=(5.5 * len(networks), 6.5), squeeze=False, layout="constrained"
+    columns = min(3, len(networks))
+    lines = -(-len(networks) // columns)
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(5.5 * columns, 6.5 * lines), squeeze=False, layout="constrained"
     )
-    for network, axis in zip(networks, axes[0], strict=True):
+    axes = grid.flatten()
+    for axis in axes[len(networks) :]:
+        axis.remove()
+    for network, axis in zip(networks, axes, strict=False):
         shown = [row for row in rows if row.network == network]
         shown.sort(key=lambda row: float(np.mean(row.gain)))
         axis.barh(
@@ -122,6 +131,6 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axis.set_xlabel("symmetric relevance gain")
         axis.spines[["top", "right"]].set_visible(False)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
-    axes[0, 0].legend(handles, colours, loc="lower right", frameon=False)
-    figure.savefig(path, dpi=110)
+    axes[0].legend(handles, colours, loc="lower right", frameon=False)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
