@@ -168,6 +168,18 @@ def test_a_planted_wrong_rule_is_unexplained_and_named(monkeypatch):
     assert "gelu under Identity() in the model" in str(report)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_the_precision_cannot_tell_is_not_named(monkeypatch, dtype):
+    torch.manual_seed(0)
+    model, x = Twice().to(dtype), torch.randn(3, 4, dtype=dtype)
+    right = elementwise._RATIOS["gelu", "none"]
+    monkeypatch.setitem(elementwise._RATIOS, ("gelu", "none"), lambda gradient, a: right(gradient, a) * (1 + 2e-5))
+    report = audit(model, x, 0)
+    if dtype == torch.float64:
+        assert report.unexplained > 1e-6
+    assert bool(report.imbalances) == (dtype == torch.float64)
+
+
 def test_a_layer_rule_that_loses_relevance_is_named(monkeypatch):
     model, x = Twice().double(), torch.randn(3, 4, dtype=torch.float64)
     from lrphooks.layers.linear_map import Dense

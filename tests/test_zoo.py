@@ -84,7 +84,7 @@ def test_rows_of_another_commit_and_entries_of_their_own_are_told(tmp_path):
         {**GOOD, "key": "timm/d", "engine": "def", "unexplained": 1e-3},
     ]
     text = table(rows, tmp_path)
-    assert "lrphooks was measured at abc, but at def timm/c, timm/d." in text
+    assert "measured at several commits: 2 models at abc (2 of timm); 2 models at def (2 of timm)." in text
     assert "- **timm/c**: `(Own, Identity())`; without it UnmatchedError: Own" in text
     assert "- **timm/d**: unexplained 1.0e-03" in text
 

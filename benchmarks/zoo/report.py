@@ -143,9 +143,11 @@ def _engines(own: list[dict[str, Any]]) -> Iterator[str]:
     if len(counts) == 1:
         yield f"lrphooks was measured at {next(iter(counts))}."
         return
-    most, *others = counts.most_common()
-    listed = "; ".join(f"at {name} {', '.join(r['key'] for r in own if r.get('engine') == name)}" for name, _ in others)
-    yield f"lrphooks was measured at {most[0]}, but {listed}."
+    listed = []
+    for name, count in counts.most_common():
+        sources = Counter(row["key"].split("/")[0] for row in own if row.get("engine", "an unknown commit") == name)
+        listed.append(f"{count} models at {name} ({', '.join(f'{n} of {source}' for source, n in sources.items())})")
+    yield f"lrphooks was measured at several commits: {'; '.join(listed)}."
 
 
 def _peers_summary(

@@ -21,8 +21,9 @@ from lrphooks.selection import Target
 
 __all__ = ["Imbalance", "LayerRow", "OperationRow", "Report", "audit"]
 
-#: An operation is named as imbalanced where it misses more than this part of the largest amount in the books.
-_TOLERANCE = 1e-6
+#: An operation is named as imbalanced where it misses more than this part of the largest amount in the books, or more
+#: than so many units in the last place of the precision that they are in.
+_TOLERANCE, _ULPS = 1e-6, 32
 
 
 def audit(
@@ -69,10 +70,11 @@ def _report(recorder: Recorder, output: float, relevance: float) -> Report:
     operations = [OperationRow(name, rule, count) for (name, rule), count in sorted(recorder.counts.items())]
     operations += [OperationRow(name, "none", count, fell_back=True) for name, count in recorder.fallbacks.items()]
     report = Report(output, relevance, sinks, _layers(recorder, absorbed), tuple(operations), dict(recorder.hidden), ())
-    if report.unexplained > _TOLERANCE:
+    tolerance = max([_TOLERANCE, *(_ULPS * torch.finfo(f.value.dtype).eps for f in recorder.result.handed)])
+    if report.unexplained > tolerance:
         # Where nothing is missing, these are tensors whose history merely changed.
         report.hidden.update(recorder.unseen)
-    imbalances = _imbalances(recorder, absorbed, _TOLERANCE * max(report.scale, 1e-300))
+    imbalances = _imbalances(recorder, absorbed, tolerance * max(report.scale, 1e-300))
     return Report(output, relevance, sinks, report.layers, report.operations, report.hidden, imbalances)
 
 
