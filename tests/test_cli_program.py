@@ -162,7 +162,7 @@ def test_a_model_of_torchvision_as_a_program(tmp_path):
     """Random weights that the test saves; a program of its own, as a person runs it."""
     import importlib
 
-    import torchvision_shim  # noqa: F401
+    import torchvision_shim  # noqa: F401  (before torchvision)
 
     torchvision = importlib.import_module("torchvision")
     torch.manual_seed(3)

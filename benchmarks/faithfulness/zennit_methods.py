@@ -47,7 +47,7 @@ def _with_pool(_: str, module: nn.Module) -> dict[str, Any] | None:
 
 
 def _classify(self: MobileNetV2, x: Tensor) -> Tensor:
-    result: Tensor = self.classifier(self.canonizer_pool(self.features(x)).flatten(1))  # type: ignore[operator]
+    result: Tensor = self.classifier(self.canonizer_pool(self.features(x)).flatten(1))  # type: ignore[operator]  # added by zennit
     return result
 
 

@@ -18,6 +18,8 @@ from lrphooks.models.weights import RANDOM
 
 #: The packaged digit that is explained when no picture is given.
 SAMPLE = "digit-7.png"
+#: The composites that are set beside each other where none is named.
+SEVERAL = ("EpsilonPlus", "EpsilonPlusFlat", "EpsilonGammaBox", "EpsilonAlpha2Beta1Flat", "AttnLRP")
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
@@ -61,6 +63,23 @@ def add_composite(command: argparse.ArgumentParser) -> None:
         help="the rules: a preset, also with arguments, as 'EpsilonGammaBox(gamma=0.5)', or MODULE:COMPOSITE; "
         f"lrphooks composites tells more; default: {DEFAULT}",
     )
+
+
+def add_composites(command: argparse.ArgumentParser, purpose: str) -> None:
+    """Add the argument that says which rules are set beside each other, and for what."""
+    command.add_argument(
+        "--composite",
+        type=method_argument,
+        action="append",
+        dest="composites",
+        metavar="NAME",
+        help=f"the rules; give it for each composite to {purpose}; default: {', '.join(SEVERAL)}",
+    )
+
+
+def composites_of(options: argparse.Namespace) -> list[Method]:
+    """Return the methods that are set beside each other."""
+    return options.composites or [method(name) for name in SEVERAL]
 
 
 def add_target(command: argparse.ArgumentParser, *, several: bool) -> None:

@@ -10,23 +10,13 @@ from lrphooks.cli.command import SUCCESS, Command, CommandError
 from lrphooks.cli.drawing import draw_methods
 from lrphooks.cli.explaining import Explainer
 from lrphooks.cli.inputs import COMPARISON
-from lrphooks.cli.methods import Method, method
 from lrphooks.cli.results import save
 from lrphooks.cli.subject import add_picture, subject_of
-
-DEFAULTS = ("EpsilonPlus", "EpsilonPlusFlat", "EpsilonGammaBox", "EpsilonAlpha2Beta1Flat", "AttnLRP")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     add_picture(parser)
-    parser.add_argument(
-        "--composite",
-        type=arguments.method_argument,
-        action="append",
-        dest="composites",
-        metavar="NAME",
-        help=f"the rules; give it for each composite to compare; default: {', '.join(DEFAULTS)}",
-    )
+    arguments.add_composites(parser, "compare")
     arguments.add_target(parser, several=False)
     parser.add_argument(
         "--output",
@@ -40,7 +30,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     subject = subject_of(options)
     output = inputs.one_output(subject.path, options.output, COMPARISON, packaged=not options.image)
-    methods: list[Method] = options.composites or [method(name) for name in DEFAULTS]
+    methods = arguments.composites_of(options)
     found = []
     for each in methods:
         explainer = Explainer(subject.model, each.make(subject.model), str(subject.target))

@@ -17,8 +17,7 @@ from torch import Tensor
 from lrphooks import __version__
 from lrphooks.cli import arguments, inputs, pictures, reporting
 from lrphooks.cli.command import FAILURE, SUCCESS, Command, CommandError, UsageError
-from lrphooks.cli.compare import DEFAULTS
-from lrphooks.cli.methods import Method, method
+from lrphooks.cli.methods import Method
 from lrphooks.cli.predictions import predict, targets_of
 from lrphooks.cli.progress import progress
 from lrphooks.cli.results import fingerprint
@@ -33,14 +32,7 @@ BATCH = 16
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="+", metavar="IMAGE", help="pictures, folders or patterns in quotes")
-    parser.add_argument(
-        "--composite",
-        type=arguments.method_argument,
-        action="append",
-        dest="composites",
-        metavar="NAME",
-        help=f"the rules; give it for each composite to judge; default: {', '.join(DEFAULTS)}",
-    )
+    arguments.add_composites(parser, "judge")
     arguments.add_target(parser, several=False)
     parser.add_argument(
         "--patch",
@@ -102,7 +94,7 @@ def _run(options: argparse.Namespace) -> int:
     found = inputs.find(options.pictures)
     kept = Kept.of(options.results)
     model = arguments.model_of(options)
-    methods: list[Method] = options.composites or [method(name) for name in DEFAULTS]
+    methods = arguments.composites_of(options)
     judged: dict[str, list[dict[str, Any]]] = {each.text: [] for each in methods}
     if model.rows not in (None, 1):
         raise CommandError(
@@ -244,7 +236,7 @@ def _plot(results: dict[str, Result], path: Path) -> None:
     import matplotlib as mpl  # noqa: PLC0415  an extra
 
     mpl.use("Agg")
-    import matplotlib.pyplot as plt  # noqa: PLC0415
+    import matplotlib.pyplot as plt  # noqa: PLC0415  an extra
 
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for text, result in sorted(results.items(), key=lambda pair: -pair[1].mean):

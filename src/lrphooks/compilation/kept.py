@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -102,25 +102,23 @@ def _bases(node: Node) -> set[Node]:
 
 def _reaching(roots: Iterable[Node]) -> set[Node]:
     """Return nodes and all that is computed from them."""
-    found: set[Node] = set()
-    pending = list(roots)
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending += node.users
-    return found
+    return _closed(roots, lambda node: node.users)
 
 
 def _behind(nodes: Iterable[Node]) -> set[Node]:
     """Return nodes and all that they are computed from."""
+    return _closed(nodes, lambda node: node.all_input_nodes)
+
+
+def _closed(nodes: Iterable[Node], further: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """Return nodes, those that follow from each, and so on."""
     found: set[Node] = set()
     pending = list(nodes)
     while pending:
         node = pending.pop()
         if node not in found:
             found.add(node)
-            pending += node.all_input_nodes
+            pending += further(node)
     return found
 
 

@@ -354,6 +354,7 @@ class Run:
     # --- rules ---
 
     def rule(self, call: Call) -> Rule:
+        """Return the rule that a call follows: the composite's, or by convention."""
         kind = call.operation.kind
         if kind == "linear":
             weight = call.argument(1, "weight")
