@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.operations import names
 from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Constant, Gradient, Normalize
+from lrphooks.rules.operation import Constant, Gradient, Normalize, TakesAll, Uniform
 
 #: It moves elements; keeps them for its derivative; only reads them, and its results have memory of their own. Empty
 #: for what may hand the tensor itself on, writes to it, or is not known.
@@ -50,6 +50,8 @@ def way(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
     if target or "out" in call.kwargs or tensor.retains_grad or tensor._backward_hooks:
         # Whoever asks for the gradient at the tensor itself is to get it.
         return ""
+    if name == "mul" and _keeps_factors(call, rule):
+        return "keeps"
     if kind == "linear" or name in _READS:
         return "reads"
     if call.writes_in_place:
@@ -74,9 +76,20 @@ def _by_rule(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
         # Under a rule, a node of the engine's keeps it, or a copy.
         kept = name not in _OF_RESULT and (name in _OF_INPUT or not isinstance(given, Gradient))
         return "keeps" if kept else "reads"
+    if name in ("pow", "square") and len(call.dependent) == 1 and not call.operation.reversed:
+        # As an activation under a rule; of those that have none, such as 1 / x, torch keeps the result at times.
+        exponent = 2.0 if name == "square" else call.argument(1, "exponent")
+        return "keeps" if isinstance(exponent, int | float) and exponent > 1 else ""
     if name in ("layer_norm", "rms_norm", "group_norm") and call.dependent[0] is tensor:
         return "keeps" if isinstance(rule(call), Normalize) else ""
     return ""
+
+
+def _keeps_factors(call: Call, rule: Callable[[Call], Rule]) -> bool:
+    """Whether an elementwise product is one of two activations, each of which it keeps for the other."""
+    if len(call.dependent) != 2 or call.writes_in_place or call.dependent[0] is call.dependent[1]:
+        return False
+    return isinstance(rule(call), Uniform | TakesAll | Gradient)
 
 
 def _is_fused(call: Call) -> bool:

@@ -54,11 +54,16 @@ class EpsilonNode(Function):
         if not ctx.run.passes.relevance:
             return None, None, None, gradient, None
         (z,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            signed = torch.where(z < 0, torch.full_like(z, -ctx.shift), torch.full_like(z, ctx.shift))
-            return None, None, None, gradient * z / (z + signed), None
-        sizes = z.abs()
-        return None, None, None, gradient / factors.divisor(sizes, ctx.shift, out=sizes), None
+        return None, None, None, share_of(gradient, z, ctx.shift), None
+
+
+def share_of(gradient: Tensor, z: Tensor, shift: float) -> Tensor:
+    """Return G z / (z + s sign z), differentiable where grad mode is on."""
+    if torch.is_grad_enabled():
+        signed = torch.where(z < 0, torch.full_like(z, -shift), torch.full_like(z, shift))
+        return gradient * z / (z + signed)
+    sizes = z.abs()
+    return gradient / factors.divisor(sizes, shift, out=sizes)
 
 
 @dataclass(slots=True)
@@ -87,6 +92,11 @@ class Moved:
     moves: tuple[Callable[[Tensor], Tensor], ...] = field(default=())
     shared: Tensor | None = None
     own: Tensor | None = None
+
+    @property
+    def hooks(self) -> Any:
+        """The hooks on saved tensors that were in force."""
+        return self.origin.hooks
 
     def along(self, tensor: Tensor) -> Tensor:
         """Return the elements of another tensor of the origin's shape, moved alike."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lrphooks.engine.epsilon_node import Moved
     from lrphooks.engine.handlers.softmax import Part
     from lrphooks.engine.layer_call import LayerCall
+    from lrphooks.engine.sum_node import Again, Summed
 
 _ATTRIBUTE = "_lrphooks_note"
 
@@ -32,7 +33,9 @@ class Note:
     layer: the ruled linear layer that made it.
     ruled: the layer's rule was set for the consumers that the engine sees; until then it waits to know them.
     kept: a checkpoint keeps the tensor to run from it again, so its autograd graph must stay as it is.
-    moved: where its elements come from in the output of a layer under the epsilon rule that waits for their consumer.
+    moved: where its elements come from in the output of a layer under the epsilon rule that waits for their consumer,
+        or what the tensor is a sum of, one of them such an output.
+    again: how it can be had again in the backward pass without being kept for that.
     link: makes the tensor whose gradient is relevance itself rather than the modified gradient.
     softmax: what the tensor is to a softmax that the model writes out.
     maker: what an observer remembers of the operation that made it.
@@ -46,7 +49,8 @@ class Note:
     layer: LayerCall | None = None
     ruled: bool = False
     kept: bool = False
-    moved: Moved | None = None
+    moved: Moved | Summed | None = None
+    again: Again | None = None
     link: Callable[[], Tensor | None] | None = None
     softmax: Part | None = None
     maker: object = None

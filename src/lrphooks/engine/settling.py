@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
-from lrphooks.engine.consumers import way
+from lrphooks.engine.consumers import Way, way
+from lrphooks.engine.epsilon_node import Moved
 from lrphooks.engine.layer_call import LayerCall, saving_hooks
+from lrphooks.engine.sum_node import Summed
 from lrphooks.rules.operation import Gradient, Identity, Pass
 
 if TYPE_CHECKING:
@@ -19,9 +22,19 @@ if TYPE_CHECKING:
 def settled(run: Run, tensor: Tensor) -> Tensor:
     """Return the tensor with the rule of the layer that made it set for consumers of any kind."""
     note = notes.read(tensor, run)
-    if note is not None and note.moved is not None and note.moved.origin.hooks == saving_hooks():
-        return note.moved.settle(run, tensor, shared=False)
+    moved = None if note is None else note.moved
+    if isinstance(moved, Summed):
+        _settle_sum(run, tensor, moved, "")
+        return tensor
+    if moved is not None and moved.hooks == saving_hooks():
+        return moved.settle(run, tensor, shared=False)
     return _ruled(run, tensor)
+
+
+def _settle_sum(run: Run, total: Tensor, summed: Summed, how: Way) -> None:
+    """Settle a sum for a consumer of a kind."""
+    # A checkpoint that began behind the sum keeps it, and it stays as it is.
+    summed.settle(run, total, kept=how == "keeps" or summed.hooks != saving_hooks())
 
 
 def _ruled(run: Run, tensor: Tensor) -> Tensor:
@@ -44,7 +57,12 @@ def settle(run: Run, call: Call, waiting: list[Tensor]) -> Call:
         note = notes.read(tensor, run)
         if note is None:
             continue
-        if note.moved is not None and note.moved.origin.hooks == saving_hooks():
+        if isinstance(note.moved, Summed):
+            how = way(call, tensor, run.rule)
+            if how != "moves" or not _hands_on(call, tensor):
+                _settle_sum(run, tensor, note.moved, how)
+            continue
+        if note.moved is not None and note.moved.hooks == saving_hooks():
             how = way(call, tensor, run.rule)
             if how in ("keeps", "reads"):
                 change[id(tensor)] = note.moved.settle(run, tensor, shared=how == "keeps")
@@ -63,6 +81,12 @@ def settle(run: Run, call: Call, waiting: list[Tensor]) -> Call:
     return call.replaced(change)
 
 
+def _hands_on(call: Call, tensor: Tensor) -> bool:
+    """Whether a call that moves elements has nothing to move, and returns the tensor itself."""
+    with torch.no_grad():
+        return call.invoke() is tensor
+
+
 def layer_before_relu(run: Run, call: Call, waiting: list[Tensor]) -> LayerCall | None:
     """Return the layer whose rule may be set behind the ReLU that consumes its output."""
     (z,) = waiting
@@ -78,5 +102,6 @@ def layer_before_relu(run: Run, call: Call, waiting: list[Tensor]) -> LayerCall 
 def follow(run: Run, call: Call, out: Any) -> None:
     """Note on the results of a move of elements whose rule waits for their consumer where they come from."""
     note = notes.read(call.dependent[0], run)
-    if note is not None and note.moved is not None and way(call, call.dependent[0], run.rule) == "moves":
-        note.moved.follow(run, call, out)
+    moved = None if note is None else note.moved
+    if isinstance(moved, Moved) and way(call, call.dependent[0], run.rule) == "moves":
+        moved.follow(run, call, out)

@@ -16,8 +16,10 @@ from torch import Tensor
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.handlers.common import function_of, in_place, learned, plain
+from lrphooks.engine.layer_call import saving_hooks
 from lrphooks.engine.nodes import ElementwiseNode
 from lrphooks.engine.passing import through
+from lrphooks.engine.sum_node import Again
 from lrphooks.operations import names
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU, Pass
@@ -62,6 +64,8 @@ def activation(run: Run, call: Call, rule: Rule) -> Any:
     if call.operation.name in _OF_RESULT and not run.unrolled:
         # torch keeps their results, so a model may write to their inputs. No cell of a recurrent layer does.
         source = source.clone()
+    else:
+        notes.write(source, run, again=Again(saving_hooks()))
     out = ElementwiseNode.apply(run, function, ratio, source, *learned(call))
     notes.write(out, run, link=None if note is None else note.link)
     return out

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.handlers.common import plain, stop
+from lrphooks.engine.layer_call import saving_hooks
 from lrphooks.engine.nodes import NormalizationNode, ScaleNode
 from lrphooks.engine.passing import through
+from lrphooks.engine.sum_node import Again
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
 
@@ -90,7 +93,13 @@ def normalization(run: Run, call: Call, rule: Rule) -> Any:
     groups = call.argument(1, "num_groups") if name == "group_norm" else 0
     trailing = len(call.argument(1, "normalized_shape")) if name in ("layer_norm", "rms_norm") else 0
     linearized = partial(_centred, name, trailing, groups, eps)
-    return NormalizationNode.apply(run, function, again, linearized, x, weight, bias)
+    out = NormalizationNode.apply(run, function, again, linearized, x, weight, bias)
+    if trailing:
+        # Of no batch, so it is the same when it runs again.
+        hooks = saving_hooks()
+        notes.write(x, run, again=Again(hooks))
+        notes.write(out, run, again=Again.of(hooks, function, x, weight, bias))
+    return out
 
 
 def _centred(

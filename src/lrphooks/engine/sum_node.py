@@ -1,0 +1,150 @@
+"""The epsilon rule of a dense layer whose output z goes into a sum alone, as in a residual block: z is kept by nobody.
+
+Where autograd keeps the sum (a normalisation does) and the other summand, or what that is made of, z is their
+difference, and the rule keeps nothing of its own. The sum is known before its consumer is, so the rule counts on
+one that keeps it, and otherwise is set anew, with a copy of z.
+
+A difference has the rounding of the sum in it: an error of half a unit in the last place of the sum, which is what z had
+any effect by. In types of fewer digits than float32 that is too much.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+
+from lrphooks.engine import notes
+from lrphooks.engine.call import Call
+from lrphooks.engine.epsilon_node import Moved, share_of
+from lrphooks.engine.nodes import absent
+from lrphooks.rules.operation import Gradient
+
+if TYPE_CHECKING:
+    from lrphooks.engine.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """How a tensor can be had again in the backward pass, from tensors that autograd keeps until then.
+
+    function: makes it of them; None where it is kept itself. hooks: the hooks on saved tensors that were in force.
+    """
+
+    hooks: Any
+    function: Callable[..., Tensor] | None = None
+    tensors: tuple[Tensor | None, ...] = ()
+    versions: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, hooks: Any, function: Callable[..., Tensor], *tensors: Tensor | None) -> Again:
+        """Return the way to make a tensor of others again."""
+        return cls(hooks, function, tensors, _versions(tensors))
+
+    @property
+    def holds(self) -> bool:
+        """Whether none of the tensors was overwritten since."""
+        return self.versions == _versions(self.tensors)
+
+    def make(self) -> Tensor:
+        """Return the tensor."""
+        assert self.function is not None
+        return self.function(*self.tensors)
+
+
+def _versions(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
+    return tuple(t._version for t in tensors if t is not None)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class SumNode(Function):
+    """The sum z + y of a layer's output z under the epsilon rule and another tensor y, set on its value in place.
+
+    ``kept`` is a copy of z; where it is None, z is the sum less y, which is made again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, run: Run, shift: float, again: Again, total: Tensor, z: Tensor, y: Tensor, kept: Tensor | None
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.mark_dirty(total)
+        ctx.run, ctx.shift, ctx.remake = run, shift, again.function if kept is None else None
+        ctx.save_for_backward(*((total, *again.tensors) if kept is None else (kept,)))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return absent(ctx)
+        if not ctx.run.passes.relevance:
+            return None, None, None, None, gradient, gradient, None
+        z, *tensors = ctx.saved_tensors
+        if ctx.remake is not None:
+            z = z - ctx.remake(*tensors)
+        return None, None, None, None, share_of(gradient, z, ctx.shift), gradient, None
+
+
+@dataclass(slots=True)
+class Summed:
+    """A sum that waits for its consumer: its summands, the layer's output z first, as they are in the graph."""
+
+    shift: float
+    z: Tensor
+    y: Tensor
+    again: Again
+
+    @property
+    def hooks(self) -> Any:
+        """The hooks on saved tensors that were in force."""
+        return self.again.hooks
+
+    def settle(self, run: Run, total: Tensor, *, kept: bool) -> None:
+        """Decide what stands for z, now that it is known whether the consumer keeps the sum for its derivative."""
+        again: Again | None = Again(self.hooks)
+        # Whoever asks for the gradient at the sum itself is to get it; and what was overwritten, autograd reports.
+        if not kept and self.again.holds and not (total.retains_grad or total._backward_hooks):
+            z = total - self.again.make()
+            with _unsafe_preserve_version_counter(total):
+                SumNode.apply(run, self.shift, self.again, total, self.z, self.y, z)
+            again = None
+        notes.write(total, run, moved=None, again=again)
+
+
+def kept_sum(run: Run, call: Call, waiting: list[Tensor], hooks: Any) -> Tensor | None:
+    """Add a layer's output that waits for its consumer to a tensor that can be had again, or return None."""
+    if call.operation.name != "add" or call.writes_in_place or call.kwargs or len(call.args) != 2:
+        return None
+    first, second = call.args
+    if len(call.dependent) != 2 or first is second or first.shape != second.shape:
+        return None
+    if first.dtype != second.dtype or first.dtype not in (torch.float32, torch.float64):
+        return None
+    for z in waiting:
+        y = second if z is first else first
+        note, other = notes.read(z, run), notes.read(y, run)
+        moved = None if note is None else note.moved
+        again = None if other is None else other.again
+        if not isinstance(moved, Moved) or again is None or z.retains_grad or z._backward_hooks:
+            continue
+        if not (moved.hooks == again.hooks == hooks and again.holds and isinstance(run.rule(call), Gradient)):
+            continue
+        if again.function is None:
+            again = Again.of(hooks, _itself, y)
+        with torch.no_grad():
+            total = call.invoke()
+        raw, shift = moved.along(moved.origin.raw), moved.origin.shift
+        out: Tensor = SumNode.apply(run, shift, again, total, raw, y, None)
+        notes.write(out, run, moved=Summed(shift, raw, y, again))
+        return out
+    return None
