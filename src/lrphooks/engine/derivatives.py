@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
 
+def spare(values: Tensor, gradient: Tensor) -> Tensor | None:
+    """Return values that nobody needs any longer, where what is computed from them and a gradient may overwrite them.
+
+    It may not where several gradients come in one batch, of which each such tensor stands for all.
+    """
+    if torch._C._functorch.is_legacy_batchedtensor(gradient) or torch._C._functorch.is_batchedtensor(gradient):
+        return None
+    return None if values.dtype != gradient.dtype or values.shape != gradient.shape else values
+
+
 def true_derivative(
     function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], gradient: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:

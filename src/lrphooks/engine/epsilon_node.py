@@ -23,9 +23,10 @@ from torch.autograd import Function
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
+from lrphooks.engine.derivatives import spare
 from lrphooks.engine.nodes import TwinNode, absent
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
-from lrphooks.rules import factors
+from lrphooks.rules.factors import share
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -63,7 +64,8 @@ def share_of(gradient: Tensor, z: Tensor, shift: float) -> Tensor:
         signed = torch.where(z < 0, torch.full_like(z, -shift), torch.full_like(z, shift))
         return gradient * z / (z + signed)
     sizes = z.abs()
-    return gradient / factors.divisor(sizes, shift, out=sizes)
+    factor = share(sizes, shift, out=sizes)
+    return factor.times(gradient, out=spare(sizes, gradient))
 
 
 @dataclass(slots=True)

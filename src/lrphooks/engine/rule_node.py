@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch.autograd import Function
 
 from lrphooks.engine.nodes import _sum, absent, alias, per_input, zero_link
 from lrphooks.layers.layer import Factor, Layer, Route, WeightForm
-from lrphooks.rules.factors import divisor
+from lrphooks.rules.factors import share
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
 
@@ -57,7 +58,7 @@ class RuleNode(Function):
         else:
             layer = call.layer(z, tensors, relu_follows=relu_follows, cached=True)
             factors = call.rule.factors(layer)
-            ctx.forms = tuple((factor.routes, factor.split, factor.divides) for factor in factors)
+            ctx.forms = tuple((factor.routes, factor.split, factor.shift) for factor in factors)
             ctx.modified = _modified_weights(layer, call, tuple(factor.routes for factor in factors))
             ctx.save_for_backward(*(factor.values for factor in factors), *tensors)
         return z if in_place else alias(z), zero_link(z)
@@ -140,7 +141,7 @@ class ReluRuleNode(Function):
         assert isinstance(call.rule, LinearRule)
         shift = call.rule.shift(y.dtype)
         assert shift is not None
-        factor = Factor(divisor(y, shift), _PLAIN, divides=True)
+        factor = share(y, shift)
         return None, None, None, _returned(call, tensors[0], gradient, (factor,), ctx.modified), *nothing[1:]
 
 
@@ -214,8 +215,7 @@ def _returned(
     for factor in chain.from_iterable((each,) if each.split is None else each.split(each.values) for each in kept):
         one_sign = any(route.signed for route in factor.routes)
         for route in factor.routes:
-            values = factor.values.abs() if one_sign and not route.signed else factor.values
-            part = gradient / values if factor.divides else gradient * values
+            part = (replace(factor, values=factor.values.abs()) if one_sign and not route.signed else factor).times(gradient)
             if route.weight in parts:
                 before, scale = parts[route.weight]
                 parts[route.weight] = torch.add(before * scale, part, alpha=route.scale), 1.0

@@ -66,14 +66,20 @@ class Factor:
     """What the modified gradient is multiplied by before it takes its routes, for each output.
 
     Where a route is signed, the values have the sign of the output; the factor of the other routes is their size.
-    Values from which several factors follow are kept as one: ``split`` makes the factors of them. With ``divides`` the
-    modified gradient is divided by the values.
+    Values from which several factors follow are kept as one: ``split`` makes the factors of them. With a ``shift`` s the
+    factor is 1 - s / values, which one operation applies.
     """
 
     values: Tensor
     routes: tuple[Route, ...]
     split: Callable[[Tensor], tuple[Factor, ...]] | None = None
-    divides: bool = False
+    shift: float = 0.0
+
+    def times(self, gradient: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the modified gradient times the factor."""
+        if self.shift:
+            return torch.addcdiv(gradient, gradient, self.values, value=-self.shift, out=out)
+        return torch.mul(gradient, self.values, out=out)
 
     @classmethod
     def of(cls, output: Tensor, term: Term) -> Factor:

@@ -18,26 +18,27 @@ from lrphooks.layers.layer import Factor, Layer, Route
 
 #: Twice what remains of a sum of contributions and of their sizes, below which it is rounding, and truly 0.
 ULPS = 16.0
+_PRECISE = (torch.float32, torch.float64)
+_PLAIN = (Route("plain", 1.0),)
 
 
 def precise(layer: Layer) -> bool:
     """Whether the values have digits enough to tell small parts of U from rounding, biases included."""
-    return layer.output.dtype in (torch.float32, torch.float64)
+    return layer.output.dtype in _PRECISE
 
 
 def epsilon(layer: Layer, shift: float) -> tuple[Factor, ...]:
-    """Return the divisor of z / (z + shift * sign z)."""
+    """Return the factor z / (z + shift * sign z)."""
     sizes = layer.output.abs()
-    return (Factor(divisor(sizes, shift, out=sizes), (Route("plain", 1.0),), divides=True),)
+    return (share(sizes, shift, out=sizes),)
 
 
-def divisor(sizes: Tensor, shift: float, out: Tensor | None = None) -> Tensor:
-    """Return 1 + shift / |z|, of which z / (z + shift * sign z) is the inverse, from the sizes |z|.
-
-    Where z is 0 it is infinite, so that nothing is handed on. Two passes: addcdiv, which is one, takes longer
-    on a CPU, where it is not vectorized for constants.
-    """
-    return torch.div(torch.full((), shift, dtype=sizes.dtype, device=sizes.device), sizes, out=out).add_(1)
+def share(sizes: Tensor, shift: float, out: Tensor | None = None) -> Factor:
+    """Return the factor |z| / (|z| + shift) from the sizes |z|."""
+    if sizes.dtype in _PRECISE:
+        # 1 - shift / (|z| + shift), which has its rounding in units of 1.
+        return Factor(torch.add(sizes, shift, out=out), _PLAIN, shift=shift)
+    return Factor(torch.div(sizes, sizes + shift, out=out), _PLAIN)
 
 
 def gamma(layer: Layer, gamma: float, shift: float) -> tuple[Factor, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
+from lrphooks.engine.derivatives import spare
 from lrphooks.engine.handlers.common import function_of, in_place, learned, plain
 from lrphooks.engine.layer_call import saving_hooks
 from lrphooks.engine.nodes import ElementwiseNode
@@ -128,24 +129,42 @@ def _slope_at_zero(function: Callable[..., Tensor], like: Tensor, *learned: Tens
     return torch.where(torch.isfinite(slope), slope, torch.zeros_like(slope))
 
 
+def _times(gradient: Tensor, values: Tensor) -> Tensor:
+    """Return the product, in the memory of values that nobody needs any longer."""
+    if torch.is_grad_enabled():
+        return gradient * values
+    return torch.mul(gradient, values, out=spare(values, gradient))
+
+
 def _silu(gradient: Tensor, x: Tensor) -> Tensor:
-    return gradient * x.sigmoid()
+    return _times(gradient, x.sigmoid())
 
 
 def _gelu(gradient: Tensor, x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled() and x.dtype != torch.float16:
+        return _times(gradient, _quotient_of_gelu(x, "none"))
     return gradient * (torch.erf(x * math.sqrt(0.5)) * 0.5 + 0.5)
 
 
 def _gelu_tanh(gradient: Tensor, x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled() and x.dtype != torch.float16:
+        return _times(gradient, _quotient_of_gelu(x, "tanh"))
     return gradient * (torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)) * 0.5 + 0.5)
 
 
+def _quotient_of_gelu(x: Tensor, approximate: str) -> Tensor:
+    """Return gelu(x) / x by the fused operation, which takes a third of the time of the error function."""
+    # Changes nothing but what is 0, or as good as: there the quotient is 1/2.
+    x = x + 8 * torch.finfo(x.dtype).tiny
+    return F.gelu(x, approximate=approximate).div_(x)
+
+
 def _mish(gradient: Tensor, x: Tensor) -> Tensor:
-    return gradient * F.softplus(x).tanh()
+    return _times(gradient, F.softplus(x).tanh())
 
 
 def _hardswish(gradient: Tensor, x: Tensor) -> Tensor:
-    return gradient * F.hardsigmoid(x)
+    return _times(gradient, F.hardsigmoid(x))
 
 
 def _unchanged(gradient: Tensor, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,7 @@ def _centred(
 ) -> Tensor:
     """Return C (G * w / sigma), with sigma the standard deviation (the root mean square in RMSNorm) of x."""
     original = x.shape
+    given = gradient
     if weight is not None:
         lead = (1, -1) + (1,) * (x.dim() - 2)
         gradient = gradient * (weight if trailing else weight.reshape(lead))
@@ -128,9 +130,22 @@ def _centred(
         dim = (0, *range(2, x.dim()))
     if eps is None:
         eps = torch.finfo(x.dtype).eps
-    if name == "rms_norm":
-        out = gradient * (x.square().mean(dim, keepdim=True) + eps).rsqrt()
-    else:
-        out = gradient * (x.var(dim, correction=0, keepdim=True) + eps).rsqrt()
-        out = out - out.mean(dim, keepdim=True)
-    return out.reshape(original)
+    if torch.is_grad_enabled():
+        moment = x.square().mean(dim, keepdim=True) if name == "rms_norm" else x.var(dim, correction=0, keepdim=True)
+        out = gradient * (moment + eps).rsqrt()
+        return (out if name == "rms_norm" else out - out.mean(dim, keepdim=True)).reshape(original)
+    scale = _inverse_deviation(x, dim, eps, root_mean_square=name == "rms_norm")
+    out = gradient * scale if gradient is given else gradient.mul_(scale)
+    return (out if name == "rms_norm" else out.sub_(out.mean(dim, keepdim=True))).reshape(original)
+
+
+def _inverse_deviation(x: Tensor, dim: tuple[int, ...], eps: float, *, root_mean_square: bool) -> Tensor:
+    """Return 1 / sqrt(var(x) + eps), or of the mean of squares, in fewer passes than autograd could follow."""
+    count = math.prod(x.shape[d] for d in dim)
+    if root_mean_square:
+        return (torch.linalg.vector_norm(x, dim=dim, keepdim=True).square() / count + eps).rsqrt()
+    if dim[-1] == x.dim() - 1 and len(dim) == dim[-1] - dim[0] + 1:
+        # torch.var takes many times as long on a CPU.
+        scale: Tensor = torch.native_layer_norm(x, x.shape[dim[0] :], None, None, eps)[2]
+        return scale.to(x.dtype)
+    return (x.var(dim, correction=0, keepdim=True) + eps).rsqrt()
