@@ -198,7 +198,10 @@ class ParameterizedMapNode(Function):
 
 
 class ElementwiseNode(Function):
-    """An activation under a rule: ``ratio(G, x, ...)`` in the relevance pass, the derivative in any other."""
+    """An activation under a rule: ``ratio(G, x, ...)`` in the relevance pass, the derivative in any other.
+
+    With a target, ``write`` overwrites that with the value, and x is a copy of what it held.
+    """
 
     @staticmethod
     def forward(
@@ -206,13 +209,19 @@ class ElementwiseNode(Function):
         run: Run,
         function: Callable[..., Tensor],
         ratio: Callable[..., Tensor],
+        write: Callable[[Tensor], Any] | None,
+        target: Tensor | None,
         x: Tensor,
         *others: Tensor,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.run, ctx.function, ctx.ratio = run, function, ratio
         ctx.save_for_backward(x, *others)
-        return function(x, *others)
+        if target is None or write is None:
+            return function(x, *others)
+        ctx.mark_dirty(target)
+        write(target)
+        return target
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -220,9 +229,10 @@ class ElementwiseNode(Function):
             return absent(ctx)
         tensors = ctx.saved_tensors
         if ctx.run.passes.relevance:
-            others = of_parameters(ctx.run, ctx.function, tensors, gradient, ctx.needs_input_grad[3:])
-            return None, None, None, ctx.ratio(gradient, *tensors), *others
-        return None, None, None, *true_derivative(ctx.function, tensors, gradient, ctx.needs_input_grad[3:])
+            others = of_parameters(ctx.run, ctx.function, tensors, gradient, ctx.needs_input_grad[5:])
+            return None, None, None, None, None, ctx.ratio(gradient, *tensors), *others
+        derivatives = true_derivative(ctx.function, tensors, gradient, ctx.needs_input_grad[5:])
+        return None, None, None, None, None, *derivatives
 
 
 class PassNode(Function):

@@ -16,7 +16,7 @@ from torch import Tensor
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.derivatives import spare
-from lrphooks.engine.handlers.common import function_of, in_place, learned, plain
+from lrphooks.engine.handlers.common import function_of, in_place, learned, plain, positional
 from lrphooks.engine.layer_call import saving_hooks
 from lrphooks.engine.nodes import ElementwiseNode
 from lrphooks.engine.passing import through
@@ -35,7 +35,7 @@ def relu(run: Run, call: Call, rule: Rule) -> Any:
         if call.writes_in_place:
             return in_place(run, call, relu, rule)
         ratio = _guided if isinstance(rule, GuidedReLU) else _deconvolved
-        out = ElementwiseNode.apply(run, function_of(call), ratio, call.dependent[0], *learned(call))
+        out = ElementwiseNode.apply(run, function_of(call), ratio, None, None, call.dependent[0], *learned(call))
     else:
         source = call.dependent[0]
         note = notes.read(source, run)
@@ -51,10 +51,15 @@ def activation(run: Run, call: Call, rule: Rule) -> Any:
     """Elementwise functions: f(a) / a in place of the derivative."""
     if isinstance(rule, Gradient | Constant):
         return plain(run, call, rule)
-    if call.writes_in_place:
-        return in_place(run, call, activation, rule)
     source = call.dependent[0]
     note = notes.read(source, run)
+    target, write = None, None
+    if call.writes_in_place:
+        call = positional(call)
+        if isinstance(rule, Pass) or call.args[0] is not source or source._is_view():
+            return in_place(run, call, activation, rule)
+        target, write = source, call.over([source])
+        call = call.out_of_place()
     if isinstance(rule, Pass) and call.operation.kind == "constant":
         # It does not keep 0, so what falls on a 0 must pass too.
         return through(run, source, call.invoke())
@@ -62,12 +67,12 @@ def activation(run: Run, call: Call, rule: Rule) -> Any:
     # Of these, only GELU has a further argument that matters.
     approximate = call.argument(1, "approximate", "none") if call.operation.name == "gelu" else "none"
     ratio = _RATIOS.get((call.operation.name, approximate), partial(_quotient, function))
-    if call.operation.name in _OF_RESULT and not run.unrolled:
-        # torch keeps their results, so a model may write to their inputs. No cell of a recurrent layer does.
+    if target is not None or (call.operation.name in _OF_RESULT and not run.unrolled):
+        # Also where torch keeps results a model may write to the inputs. No cell of a recurrent layer does.
         source = source.clone()
     else:
         notes.write(source, run, again=Again(saving_hooks()))
-    out = ElementwiseNode.apply(run, function, ratio, source, *learned(call))
+    out = ElementwiseNode.apply(run, function, ratio, write, target, source, *learned(call))
     notes.write(out, run, link=None if note is None else note.link)
     return out
 
@@ -91,7 +96,7 @@ def shift(run: Run, call: Call, rule: Rule) -> Any:
     """log_softmax(x) = x - logsumexp(x), a constant shift."""
     if isinstance(rule, Gradient | Constant):
         return plain(run, call, rule)
-    return ElementwiseNode.apply(run, function_of(call), _unchanged, call.dependent[0])
+    return ElementwiseNode.apply(run, function_of(call), _unchanged, None, None, call.dependent[0])
 
 
 def gate(run: Run, call: Call, rule: Rule) -> Any:
@@ -104,7 +109,7 @@ def gate(run: Run, call: Call, rule: Rule) -> Any:
         signal = gradient * x.chunk(2, dim)[1].sigmoid()
         return torch.cat((signal, torch.zeros_like(signal)), dim)
 
-    return ElementwiseNode.apply(run, function_of(call), ratio, call.dependent[0])
+    return ElementwiseNode.apply(run, function_of(call), ratio, None, None, call.dependent[0])
 
 
 def _quotient(
