@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.operations import names
 from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Constant, Gradient, Normalize, TakesAll, Uniform
+from lrphooks.rules.operation import Constant, Gradient, Identity, Normalize, TakesAll, Uniform
 
 #: It moves elements; keeps them for its derivative; only reads them, and its results have memory of their own. Empty
 #: for what may hand the tensor itself on, writes to it, or is not known.
@@ -66,6 +66,13 @@ def way(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
     if name == "dropout":
         return "" if call.argument(2, "training", default=True) else "moves"
     return _by_rule(call, tensor, rule)
+
+
+def takes_share(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> bool:
+    """Whether the call is an activation whose node can take in the rule of the layer that made the tensor."""
+    if call.operation.kind != "activation" or len(call.dependent) != 1 or tensor.retains_grad or tensor._backward_hooks:
+        return False
+    return not (call.writes_in_place and tensor._is_view()) and isinstance(rule(call), Identity)
 
 
 def _by_rule(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:

@@ -74,12 +74,14 @@ class Origin:
 
     shift: what the stabilizer adds to the size of every element.
     hooks: the hooks on saved tensors that were in force.
+    lean: whether it is cheaper than the layer's own node also for a consumer that keeps nothing.
     kept: a copy, made when the first consumer needs one.
     """
 
     shift: float
     raw: Tensor
     hooks: Any
+    lean: bool
     kept: Tensor | None = None
 
 
@@ -99,6 +101,21 @@ class Moved:
     def hooks(self) -> Any:
         """The hooks on saved tensors that were in force."""
         return self.origin.hooks
+
+    @property
+    def lean(self) -> bool:
+        """Whether the node on these elements is the best for a consumer that keeps nothing."""
+        return self.origin.lean or bool(self.moves)
+
+    @property
+    def raw(self) -> Tensor:
+        """The elements in the graph before the layer's guard."""
+        return self.along(self.origin.raw)
+
+    def unguarded(self, tensor: Tensor) -> Tensor:
+        """Return the tensor that holds the elements, so that autograd knows if it is overwritten, without the guard."""
+        out: Tensor = TwinNode.apply((tensor.detach(),), self.raw)
+        return out
 
     def along(self, tensor: Tensor) -> Tensor:
         """Return the elements of another tensor of the origin's shape, moved alike."""
@@ -146,7 +163,7 @@ class Moved:
             raw = (
                 TwinNode.apply((out.detach(),), self.along(self.origin.raw)) if again else moved.along(self.origin.raw)
             )
-            moved = Moved(Origin(self.origin.shift, raw, self.origin.hooks))
+            moved = Moved(Origin(self.origin.shift, raw, self.origin.hooks, lean=True))
         notes.write(out, run, moved=moved)
 
 

@@ -97,9 +97,10 @@ class LayerCall:
         """Set the rule on the output for consumers that cannot be seen, and note the layer for those that can."""
         moved = None
         shift = self.share_shift(output.dtype)
-        # Other maps save their input for a gradient too.
-        if isinstance(self.map, Dense) and self.batch_norm is None and shift is not None:
-            moved = Moved(Origin(shift, output, self.hooks))
+        if shift is not None and self.map.merges:
+            # Where the gradient saves no input, the layer's own node would.
+            lean = isinstance(self.map, Dense) and self.batch_norm is None
+            moved = Moved(Origin(shift, output, self.hooks, lean))
             # The same memory behind a node of its own, so that the guard is in the way of what cannot be seen alone.
             output = torch.ops.aten._unsafe_view(output, output.shape)
         out: Tensor = RuleNode.apply(self, None, True, output, None, *self.tensors)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
+from lrphooks.engine.epsilon_node import Moved
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
@@ -167,6 +168,11 @@ def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | None) -> Any
     eps = call.argument(7, "eps", 1e-5)
     if layer is None:
         return run.observed(call, rule, _evaluated)
+    source = call.dependent[0]
+    note = notes.read(source, run)
+    if note is not None and isinstance(note.moved, Moved) and layer.hooks == saving_hooks():
+        # The rule of both together is set once, behind the BatchNorm.
+        call = call.replaced({id(source): note.moved.unguarded(source)})
     return layer.merged_with(BatchNormCall(eps), statistics).guard(_evaluated(run, call, rule))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
-from lrphooks.engine.consumers import Way, way
+from lrphooks.engine.consumers import Way, takes_share, way
 from lrphooks.engine.epsilon_node import Moved
 from lrphooks.engine.layer_call import LayerCall, saving_hooks
 from lrphooks.engine.sum_node import Summed
@@ -26,7 +26,7 @@ def settled(run: Run, tensor: Tensor) -> Tensor:
     if isinstance(moved, Summed):
         _settle_sum(run, tensor, moved, "")
         return tensor
-    if moved is not None and moved.hooks == saving_hooks():
+    if moved is not None and moved.lean and moved.hooks == saving_hooks():
         return moved.settle(run, tensor, shared=False)
     return _ruled(run, tensor)
 
@@ -62,11 +62,14 @@ def settle(run: Run, call: Call, waiting: list[Tensor]) -> Call:
             if how != "moves" or not _hands_on(call, tensor):
                 _settle_sum(run, tensor, note.moved, how)
             continue
-        if note.moved is not None and note.moved.hooks == saving_hooks():
+        moved = note.moved
+        if moved is not None and moved.hooks == saving_hooks():
+            if takes_share(call, tensor, run.rule):
+                continue
             how = way(call, tensor, run.rule)
-            if how in ("keeps", "reads"):
-                change[id(tensor)] = note.moved.settle(run, tensor, shared=how == "keeps")
-            if how:
+            if how == "keeps" or (how == "reads" and moved.lean):
+                change[id(tensor)] = moved.settle(run, tensor, shared=how == "keeps")
+            if id(tensor) in change or how == "moves":
                 continue
         layer = note.layer
         if layer is None or note.ruled:
@@ -97,6 +100,16 @@ def layer_before_relu(run: Run, call: Call, waiting: list[Tensor]) -> LayerCall 
     asked = z.retains_grad or z._backward_hooks
     fits = isinstance(run.rule(call), Gradient) and note.layer.hooks == saving_hooks() and not asked
     return note.layer if fits else None
+
+
+def share_taken(run: Run, call: Call) -> Moved | None:
+    """Return the layer's output that an activation consumes, where its node is to hold the layer's rule too."""
+    source = call.dependent[0]
+    note = notes.read(source, run)
+    moved = None if note is None else note.moved
+    if not isinstance(moved, Moved) or moved.hooks != saving_hooks() or not takes_share(call, source, run.rule):
+        return None
+    return moved
 
 
 def follow(run: Run, call: Call, out: Any) -> None:

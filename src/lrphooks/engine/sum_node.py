@@ -143,7 +143,7 @@ def kept_sum(run: Run, call: Call, waiting: list[Tensor], hooks: Any) -> Tensor 
             again = Again.of(hooks, _itself, y)
         with torch.no_grad():
             total = call.invoke()
-        raw, shift = moved.along(moved.origin.raw), moved.origin.shift
+        raw, shift = moved.raw, moved.origin.shift
         out: Tensor = SumNode.apply(run, shift, again, total, raw, y, None)
         notes.write(out, run, moved=Summed(shift, raw, y, again))
         return out
