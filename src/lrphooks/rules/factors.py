@@ -12,6 +12,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lrphooks.layers.layer import Factor, Layer, Route
@@ -66,8 +67,8 @@ def zplus(layer: Layer, shift: float) -> tuple[Factor, ...]:
         return (Factor(values, (Route("positive", 1.0),)),)
     sizes = _sizes(layer, 2 * shift)
     values = sizes + z
-    empty = _empty(values, sizes, 2 * shift)
-    torch.div(z, values, out=values).mul_(2).masked_fill_(empty, 0)
+    present = _present(values, sizes, 2 * shift)
+    torch.div(z, values, out=values).mul_(present).mul_(2)
     return (Factor(values, (Route("agreeing", 1.0),)),)
 
 
@@ -80,9 +81,9 @@ def alpha_beta(layer: Layer, alpha: float, beta: float, shift: float) -> tuple[F
         return (Factor(whole.values, routes, partial(_both_parts, routes)),)
     sizes = _sizes(layer, 2 * shift)
     rising, falling = sizes + z, sizes - z
-    none_rise, none_fall = _empty(rising, sizes, 2 * shift), _empty(falling, sizes, 2 * shift)
-    _scaled(torch.div(z, rising, out=rising), alpha).masked_fill_(none_rise, 0)
-    _scaled(torch.div(z, falling, out=falling), beta).masked_fill_(none_fall, 0)
+    rises, falls = _present(rising, sizes, 2 * shift), _present(falling, sizes, 2 * shift)
+    _scaled(torch.div(z, rising, out=rising), alpha).mul_(rises)
+    _scaled(torch.div(z, falling, out=falling), beta).mul_(falls)
     absolute = torch.sub(rising, falling, out=sizes)
     return Factor(rising.add_(falling), (Route("plain", 1.0),)), Factor(absolute, (Route("absolute", 1.0),))
 
@@ -103,9 +104,14 @@ def _sizes(layer: Layer, shift: float) -> Tensor:
     return layer.apply("absolute", bias=layer.offset(None if layer.bias is None else layer.bias.abs(), shift))
 
 
-def _empty(part: Tensor, sizes: Tensor, shift: float) -> Tensor:
-    """Return where a part, its stabilizer ``shift`` included, is only rounding of what it is a part of."""
-    return torch.sub(part, sizes, alpha=ULPS * torch.finfo(part.dtype).eps) <= shift
+def _present(part: Tensor, sizes: Tensor, shift: float) -> Tensor:
+    """Return 0 where a part, its stabilizer ``shift`` included, is only rounding of what it is a part of, else 1.
+
+    There it becomes large enough to divide by. On a CPU, a product takes a tenth of the time of a mask.
+    """
+    more = torch.sub(part, sizes, alpha=ULPS * torch.finfo(part.dtype).eps)
+    part.clamp_(min=shift)
+    return F.threshold_(more, shift, 0.0).sign_()
 
 
 def _scaled(values: Tensor, scale: float) -> Tensor:
