@@ -59,7 +59,9 @@ class Dense(LinearMap):
         return F.linear(*promoted(a, weight, bias))
 
     def transpose(self, gradient: Tensor, a: Tensor, weight: Tensor) -> Tensor:
-        return torch.matmul(gradient, weight.to(gradient.dtype).conj())
+        # As one product of two matrices: of what lies in another order, matmul makes many small ones.
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return torch.mm(rows, weight.to(gradient.dtype).conj()).reshape(*gradient.shape[:-1], -1)
 
     def per_input_channel(self, weight: Tensor, values: Tensor, a: Tensor) -> Tensor | None:
         if values.numel() == 1 or values.shape == a.shape[-1:]:
