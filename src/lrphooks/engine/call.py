@@ -31,8 +31,14 @@ def replace_tensors(value: Any, change: Mapping[int, Any]) -> Any:
     return _mapped(value, Tensor, lambda tensor: change.get(id(tensor), tensor))
 
 
+#: Arguments that hold nothing, as most do.
+_SIMPLE = frozenset((int, float, bool, str, type(None)))
+
+
 def _mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     """Return the value with the function applied to everything of one kind, within lists, tuples and dicts too."""
+    if type(value) in _SIMPLE:
+        return value
     if isinstance(value, kind):
         return function(value)
     if isinstance(value, list):

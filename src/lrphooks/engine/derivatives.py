@@ -36,7 +36,7 @@ def true_derivative(
         for i in wanted:
             tensor = inputs[i]
             assert tensor is not None
-            local[i] = torch.ops.aten.alias(tensor) if create else tensor.detach().requires_grad_()
+            local[i] = torch.ops.aten.alias.default(tensor) if create else tensor.detach().requires_grad_()
         out = function(*local)
         sources = [tensor for i in wanted if (tensor := local[i]) is not None]
         grads = torch.autograd.grad(out, sources, gradient, create_graph=create, allow_unused=True)

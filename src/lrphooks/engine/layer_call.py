@@ -102,7 +102,7 @@ class LayerCall:
             lean = isinstance(self.map, Dense) and self.batch_norm is None
             moved = Moved(Origin(shift, output, self.hooks, lean))
             # The same memory behind a node of its own, so that the guard is in the way of what cannot be seen alone.
-            output = torch.ops.aten._unsafe_view(output, output.shape)
+            output = torch.ops.aten._unsafe_view.default(output, output.shape)
         out: Tensor = RuleNode.apply(self, None, True, output, None, *self.tensors)
         if self.filtered is not None:
             out, _ = FilterNode.apply(self.run, self.filtered, True, out, None)

@@ -55,7 +55,7 @@ class Passes:
 
 def alias(tensor: Tensor) -> Tensor:
     """Return the same data as another tensor, with the same strides: view_as would change those of single elements."""
-    out: Tensor = torch.ops.aten.alias(tensor)
+    out: Tensor = torch.ops.aten.alias.default(tensor)
     return out
 
 

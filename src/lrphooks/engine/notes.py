@@ -7,7 +7,7 @@ and only until the data changes: an in-place write through any alias raises the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -67,8 +67,11 @@ def read(tensor: Tensor, run: object) -> Note | None:
 def write(tensor: Tensor, run: object, **facts: Any) -> None:
     """Note facts about the tensor, beside those that still hold."""
     note = read(tensor, run)
-    note = Note(run, tensor._version, **facts) if note is None else replace(note, **facts)
-    setattr(tensor, _ATTRIBUTE, note)
+    if note is None:
+        setattr(tensor, _ATTRIBUTE, Note(run, tensor._version, **facts))
+        return
+    for name, fact in facts.items():
+        setattr(note, name, fact)
 
 
 def erase(tensor: Tensor) -> None:

@@ -46,6 +46,7 @@ class Frame:
     module: nn.Module
     served: bool = False
     passing: Source | None = None
+    hooked: bool = False
 
 
 class Run:
@@ -142,7 +143,8 @@ class Run:
         with torch._C.DisableTorchFunction():
             if not torch.is_grad_enabled():
                 refuse_reentrant_checkpoint()
-            self.frames.append(Frame(module))
+            hooked = bool(module._backward_hooks or module._backward_pre_hooks)
+            self.frames.append(Frame(module, hooked=hooked or (bool(self.frames) and self.frames[-1].hooked)))
             if self.observer is not None and self.watched:
                 self.observer.entered(self.frames[-1], self.plan.path_of(module))
             if id(module) in self.plan.passing:
@@ -169,9 +171,9 @@ class Run:
     def hooked(self) -> bool:
         """Whether torch passes what a running module returns through a node of its own, for backward hooks."""
         hooks = torch.nn.modules.module
-        return bool(hooks._global_backward_hooks or hooks._global_backward_pre_hooks) or any(
-            frame.module._backward_hooks or frame.module._backward_pre_hooks for frame in self.frames
-        )
+        if hooks._global_backward_hooks or hooks._global_backward_pre_hooks:
+            return True
+        return bool(self.frames) and self.frames[-1].hooked
 
     def mode(self) -> Interception:
         """Return the mode that brings every torch call of the model before this run."""

@@ -186,7 +186,7 @@ class _Swap:
         frames = run.frames
         self.depth = len(frames) - (bool(frames) and frames[-1].module is module)
         run.plan, run.cache = plan, cache
-        frames.append(Frame(module))
+        frames.append(Frame(module, hooked=bool(frames) and frames[-1].hooked))
         THREAD.runs.append((session, run))
 
     def __exit__(self, *exception: object) -> None:

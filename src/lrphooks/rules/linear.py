@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -92,16 +93,19 @@ class Epsilon(LinearRule):
     def __post_init__(self) -> None:
         Stabilizer.ensure("Epsilon", "epsilon", self.epsilon)
 
+    @cached_property
+    def _stabilizer(self) -> Stabilizer:
+        return Stabilizer.ensure("Epsilon", "epsilon", self.epsilon)
+
     @property
     def is_gradient(self) -> bool:
-        return Stabilizer.ensure("Epsilon", "epsilon", self.epsilon).epsilon == 0.0
+        return self._stabilizer.epsilon == 0.0
 
     def terms(self, layer: Layer) -> tuple[Term, ...]:
-        stabilizer = Stabilizer.ensure("Epsilon", "epsilon", self.epsilon)
-        return (Term(layer.output, (Route("plain", 1.0),), stabilizer, bias=layer.bias_like(layer.bias)),)
+        return (Term(layer.output, (Route("plain", 1.0),), self._stabilizer, bias=layer.bias_like(layer.bias)),)
 
     def shift(self, dtype: torch.dtype) -> float | None:
-        return Stabilizer.ensure("Epsilon", "epsilon", self.epsilon).shift(dtype)
+        return self._stabilizer.shift(dtype)
 
     def factors(self, layer: Layer) -> tuple[Factor, ...]:
         shift = self.shift(layer.output.dtype)
