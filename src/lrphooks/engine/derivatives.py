@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +23,10 @@ def spare(values: Tensor, gradient: Tensor) -> Tensor | None:
 
 
 def true_derivative(
-    function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], gradient: Tensor, needed: tuple[bool, ...]
+    function: Callable[..., Tensor | Sequence[Tensor]],
+    inputs: tuple[Tensor | None, ...],
+    gradient: Tensor | Sequence[Tensor],
+    needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of ``function(*inputs)`` for the needed inputs, differentiable where grad mode is on."""
     create = torch.is_grad_enabled()

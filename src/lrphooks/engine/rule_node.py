@@ -203,14 +203,8 @@ def _anew(
     return shares, _modified_weights(layer, call, tuple(term.routes for term in terms))
 
 
-def _returned(
-    call: LayerCall,
-    a: Tensor,
-    gradient: Tensor,
-    kept: Iterable[Factor],
-    modified: dict[WeightForm, Tensor],
-) -> Tensor | None:
-    """Return the modified gradient at the layer's input, from kept factors and without autograd."""
+def by_weight(gradient: Tensor, kept: Iterable[Factor]) -> dict[WeightForm, tuple[Tensor, float]]:
+    """Return what goes back through the weight in each form, and the number that it is still to be multiplied by."""
     parts: dict[WeightForm, tuple[Tensor, float]] = {}
     for factor in chain.from_iterable((each,) if each.split is None else each.split(each.values) for each in kept):
         one_sign = any(route.signed for route in factor.routes)
@@ -221,7 +215,19 @@ def _returned(
                 parts[route.weight] = torch.add(before * scale, part, alpha=route.scale), 1.0
             else:
                 parts[route.weight] = part, route.scale
+    return parts
+
+
+def _returned(
+    call: LayerCall,
+    a: Tensor,
+    gradient: Tensor,
+    kept: Iterable[Factor],
+    modified: dict[WeightForm, Tensor],
+) -> Tensor | None:
+    """Return the modified gradient at the layer's input, from kept factors and without autograd."""
     direct: Tensor | None = None
+    parts = by_weight(gradient, kept)
     # The last is scaled as it is added, which costs nothing.
     for form, (part, scale) in sorted(parts.items(), key=lambda item: item[1][1] != 1.0):
         grad = _transposed(call, form, part, a, modified)

@@ -48,6 +48,11 @@ class LinearRule(LayerRule):
         """The gamma of the ``raised`` weight form."""
         return 0.0
 
+    @property
+    def separable(self) -> bool:
+        """Whether what each output returns depends on that output alone, so that they may be computed apart."""
+        return False
+
     def shift(self, dtype: torch.dtype) -> float | None:
         """Return s where all that the rule does is to multiply the gradient by z / (z + s sign z), else None."""
         return None
@@ -101,6 +106,10 @@ class Epsilon(LinearRule):
     def is_gradient(self) -> bool:
         return self._stabilizer.epsilon == 0.0
 
+    @property
+    def separable(self) -> bool:
+        return not Stabilizer.ensure("Epsilon", "epsilon", self.epsilon).norm_scale
+
     def terms(self, layer: Layer) -> tuple[Term, ...]:
         return (Term(layer.output, (Route("plain", 1.0),), self._stabilizer, bias=layer.bias_like(layer.bias)),)
 
@@ -152,6 +161,10 @@ class Gamma(LinearRule):
     def raise_by(self) -> float:
         return float(self.gamma)
 
+    @property
+    def separable(self) -> bool:
+        return not Stabilizer.ensure("Gamma", "stabilizer", self.stabilizer).norm_scale
+
     def terms(self, layer: Layer) -> tuple[Term, ...]:
         stabilize = Stabilizer.ensure("Gamma", "stabilizer", self.stabilizer)
         gamma = float(self.gamma)
@@ -201,6 +214,10 @@ class ZPlus(_Stabilized):
     Recognition 2017.
     """
 
+    @property
+    def separable(self) -> bool:
+        return not Stabilizer.ensure("ZPlus", "stabilizer", self.stabilizer).norm_scale
+
     def terms(self, layer: Layer) -> tuple[Term, ...]:
         bias = layer.bias_like(None if layer.bias is None else layer.bias.clamp(min=0))
         if layer.input_nonnegative:
@@ -247,6 +264,10 @@ class AlphaBeta(LinearRule):
                 f"beta={self.beta!r}, a difference of {alpha - beta:g}. Use for example AlphaBeta(2, 1)."
             )
         Stabilizer.ensure("AlphaBeta", "stabilizer", self.stabilizer)
+
+    @property
+    def separable(self) -> bool:
+        return not Stabilizer.ensure("AlphaBeta", "stabilizer", self.stabilizer).norm_scale
 
     def terms(self, layer: Layer) -> tuple[Term, ...]:
         stabilize = Stabilizer.ensure("AlphaBeta", "stabilizer", self.stabilizer)

@@ -6,6 +6,9 @@ The sigmoid gates then are constants, and the signal of each product takes all r
 ``Identity()`` and the products ``Uniform()`` or ``Proportional()`` shares it instead (LRP-half and LRP-abs of Arras et
 al., "Explaining and Interpreting LSTMs", 2019). A neuron that sees both x and the last hidden state h is one linear map
 of the two, as in these papers.
+
+Where the composite gives no operation of the cells a rule of its own, one node does the same for whole layers, all
+steps at once but for what passes from step to step.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -15,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lrphooks.engine import notes, unrolled
@@ -22,7 +26,10 @@ from lrphooks.engine.call import Call
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.nodes import TwinNode, unaliased
+from lrphooks.engine.recurrent_node import RecurrentNode, Stack
+from lrphooks.operations import Operation, classify
 from lrphooks.rules.base import Rule
+from lrphooks.rules.linear import LinearRule
 from lrphooks.rules.operation import Constant, Gradient
 
 if TYPE_CHECKING:
@@ -31,6 +38,10 @@ if TYPE_CHECKING:
 _PADDED = ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
 _PACKED = ("data", "batch_sizes", *_PADDED[1:-1])
 _CELL = ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh")
+
+#: What the cells are made of, beside linear maps.
+_NAMES = ("add", "cat", "chunk", "mul", "neg", "relu", "sigmoid", "split", "stack", "tanh", "unbind")
+_PARTS = tuple(map(classify, _NAMES))
 
 
 def recurrent(run: Run, call: Call, rule: Rule) -> Any:
@@ -55,12 +66,15 @@ def recurrent(run: Run, call: Call, rule: Rule) -> Any:
             "unrolled; call model.eval(), or set the layer's dropout to 0",
         )
         return call.invoke()
-    with torch.no_grad():
-        values = call.invoke()
+    name = call.operation.name.removesuffix("_cell")
     run.unrolled = call.operation.name
     try:
+        if not cell and not packed and (stack := _stack(run, name, arguments)) is not None:
+            return _as_one(run, stack, call, arguments)
+        with torch.no_grad():
+            values = call.invoke()
         with run.mode():
-            twins = (unrolled.cell if cell else unrolled.layers)(call.operation.name.removesuffix("_cell"), arguments)
+            twins = (unrolled.cell if cell else unrolled.layers)(name, arguments)
     finally:
         run.unrolled = ""
     if isinstance(values, Tensor):
@@ -80,4 +94,48 @@ def _joined(run: Run, value: Tensor, twin: Tensor) -> Tensor:
         notes.write(out, run, nonnegative=note.nonnegative, maker=note.maker)
     if not run.carries(twin):
         stop(run, out)
+    return out
+
+
+# --- whole layers at once ---
+
+
+def _stack(run: Run, name: str, arguments: dict[str, Any]) -> Stack | None:
+    """Return the layers of a call for one node to serve, or None where their cells have to be run."""
+    x, params = arguments["input"], arguments["params"]
+    h, *_ = states = unrolled.states_in(arguments["hx"])
+    if run.observer is not None or run.delivers or run.hooked or run.parameters or not run.times_input:
+        return None
+    if run.plan.rules_sums or any(run.plan.operation_rule(part, run.frames) is not None for part in _PARTS):
+        return None
+    # Without either of them, the gates of the first step are made of parameters alone.
+    if not (run.carries(x) or run.carries(h)) or any(run.carries(p) for p in params):
+        return None
+    directions = 2 if arguments["bidirectional"] else 1
+    projected = len(params) != arguments["num_layers"] * directions * (4 if arguments["has_biases"] else 2)
+    if projected or torch.is_autocast_enabled(x.device.type):
+        return None
+    rule = run.rule(Call(Operation("linear", "linear"), F.linear, (x, params[0]), {}, [x]))
+    if not (isinstance(rule, Gradient) or (isinstance(rule, LinearRule) and rule.separable)):
+        return None
+    return Stack(
+        name,
+        rule,
+        arguments["num_layers"],
+        directions,
+        arguments["batch_first"],
+        arguments["has_biases"],
+        carriers=tuple(run.carries(t) for t in (x, *states)),
+    )
+
+
+def _as_one(run: Run, stack: Stack, call: Call, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Return the values of the call with the one node of its layers."""
+    states = unrolled.states_in(arguments["hx"])
+    out: tuple[Tensor, ...] = RecurrentNode.apply(
+        run, stack, call.invoke, arguments["input"], *states, *arguments["params"]
+    )
+    if stack.name == "rnn_relu":
+        for tensor in out:
+            notes.write(tensor, run, nonnegative=True)
     return out
