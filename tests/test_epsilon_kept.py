@@ -77,6 +77,26 @@ def first_scaled(t):
     return t
 
 
+def silu(z, x):
+    return z * z.sigmoid().detach() if isinstance(x, Reference) else F.silu(z)
+
+
+def silu_(z, x):
+    return silu(z, x) if isinstance(x, Reference) else F.silu(z, inplace=True)
+
+
+def batches(z, x, *, crossed=True):
+    """A product of two activations in batches, of which torch lays out anew those that are crossed."""
+    a, b = (t.view(-1, 2, 2, 2).transpose(1, 2 if crossed else 1) for t in (z, x))
+    if isinstance(x, Reference):
+        a, b = (t.detach() + (t - t.detach()) / 2 for t in (a, b))
+    return (a @ b.transpose(-2, -1)).flatten(1)
+
+
+def tanh(z, x):
+    return z * (z.tanh() / z).detach() if isinstance(x, Reference) else z.tanh()
+
+
 def constant(x):
     return torch.full_like(x, 0.5, requires_grad=False).view(-1, 4, 2)
 
@@ -154,6 +174,26 @@ BODIES = {
     "a part out of sight": lambda z, x: torch.cat((Unseen.apply(z[:, :4]), z[:, 4:]), 1),
     "GELU": lambda z, x: gelu(z) if isinstance(x, Reference) else F.gelu(z),
     "GELU of a view, and a sum": lambda z, x: (gelu if isinstance(x, Reference) else F.gelu)(z.view_as(z)) + z,
+    "SiLU in place": lambda z, x: silu_(z, x),
+    "SiLU in place, result unused": lambda z, x: then(y := silu_(z, x), z if y is z else y),
+    "SiLU in place, twice": lambda z, x: silu_(silu_(z, x), x),
+    "SiLU in place of a view": lambda z, x: silu_(z.view(-1, 2, 4), x).flatten(1),
+    "SiLU in place, then scaled in place": lambda z, x: silu_(z, x).mul_(2),
+    "a copy, then SiLU in place": lambda z, x: z * 2 + silu_(z.clone(), x),
+    "SiLU of a part, the rest overwritten": lambda z, x: then(y := silu(z[:, :4], x), torch.cat((y, x[:, 4:]), 1)),
+    "GELU, then scaled in place": lambda z, x: (gelu(z) if isinstance(x, Reference) else F.gelu(z)).mul_(2),
+    "tanh, then lost": lambda z, x: loses(z, lambda z: tanh(z, x)),
+    "tanh and more": lambda z, x: tanh(z, x) + z,
+    "product of batches": lambda z, x: batches(z, x),
+    "product of batches, then lost": lambda z, x: loses(z, lambda z: batches(z, x)),
+    "product of batches that lie as they are kept": lambda z, x: batches(z, x, crossed=False),
+    "a quarter twice, scaled in place": lambda z, x: torch.cat(
+        ((z[:, :2] * 2).mul_(3), z[:, :2] + z[:, :2], x[:, 4:]), 1
+    ),
+    "rolled": lambda z, x: z.roll(1, 1) + x,
+    "rolled, then lost": lambda z, x: loses(z, lambda z: torch.roll(z, 3, dims=1) * 2),
+    "flipped for GELU": lambda z, x: (gelu if isinstance(x, Reference) else F.gelu)(z.flip(1)),
+    "rolled and scaled in place": lambda z, x: z.roll(1, 1).mul_(2),
     "out of sight of a module": lambda z, x: nn.Flatten()(z.unflatten(1, (2, 4)).movedim(1, 2)) + x,
 }
 

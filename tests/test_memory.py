@@ -7,7 +7,7 @@ import gc
 
 import pytest
 import torch
-from benchmarks.speed.cases import bert
+from benchmarks.speed.cases import bert, llama
 from benchmarks.speed.measure import peak
 from benchmarks.speed.subjects import gradient_of
 from torch import nn
@@ -49,7 +49,12 @@ def short_bert():
     return bert(64, layers=12, length=32), (2, 32, 64)
 
 
-MODELS = {"VGG": vgg, "ResNet": resnet, "ViT": vit, "BERT": short_bert}
+def short_llama():
+    """A Llama of eight layers, narrow."""
+    return llama(256, layers=8), (2, 64, 256)
+
+
+MODELS = {"VGG": vgg, "ResNet": resnet, "ViT": vit, "BERT": short_bert, "Llama": short_llama}
 RULES = {
     "LRP-0": every_layer(Epsilon(0)),
     "AttnLRP": composites.AttnLRP(epsilon=0),
@@ -92,9 +97,9 @@ def activations(model, x):
 BARS = {
     "VGG": {"LRP-0": 1.1, "Epsilon": 1.1, "ZPlus": 2.0, "Gamma": 2.0, "AlphaBeta": 2.0},
     "ResNet": {"LRP-0": 1.1, "Epsilon": 1.1, "ZPlus": 1.5, "Gamma": 1.5, "AlphaBeta": 1.5},
-    # Of dense layers whose output goes into a sum alone, epsilon keeps a copy of it.
-    "ViT": {"LRP-0": 1.1, "AttnLRP": 1.1, "CPLRP": 1.1, "AttnLRP, epsilon": 1.25, "CPLRP, epsilon": 1.25},
-    "BERT": {"LRP-0": 1.1, "AttnLRP, epsilon": 1.22, "CPLRP, epsilon": 1.22},
+    "ViT": {"LRP-0": 1.1, "AttnLRP": 1.1, "CPLRP": 1.1, "AttnLRP, epsilon": 1.1, "CPLRP, epsilon": 1.1},
+    "BERT": {"LRP-0": 1.1, "AttnLRP, epsilon": 1.1, "CPLRP, epsilon": 1.1},
+    "Llama": {"LRP-0": 1.1, "AttnLRP, epsilon": 1.1, "CPLRP, epsilon": 1.1},
 }
 
 

@@ -119,7 +119,7 @@ def test_relevance_of_the_models_that_are_timed_is_conserved(name):
     torch.manual_seed(0)
     model = cases.bert(64, layers=2, length=8) if name == "BERT-base" else None
     if name == "Llama-small":
-        model = cases._llama(64, 2)
+        model = cases.llama(64, layers=2)
     model = case.model(case.quick).double() if model is None else model.eval().double()
     for key, parameter in model.named_parameters():
         if "bias" in key or "position_embeddings" in key or "token_type" in key:

@@ -107,7 +107,7 @@ class LastToken(nn.Module):
         return out
 
 
-def _llama(width: int, layers: int) -> nn.Module:
+def llama(width: int, *, layers: int) -> nn.Module:
     """Return a network of the form of Llama 3, of which that of a billion parameters is 2048 wide with 16 layers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -188,8 +188,8 @@ CASES = {
         Case("ViT-B/16", _vision("vit_b_16"), 224, 96, _images),
         Case("Swin-T", _vision("swin_t"), 224, 64, _images),
         Case("BERT-base", lambda n: bert(768, layers=12, length=n), 128, 32, _vectors(768), "tokens"),
-        Case("Llama-1B", lambda _: _llama(2048, 16), 512, 16, _vectors(2048), "tokens", usual=False),
-        Case("Llama-small", lambda _: _llama(512, 8), 256, 16, _vectors(512), "tokens"),
+        Case("Llama-1B", lambda _: llama(2048, layers=16), 512, 16, _vectors(2048), "tokens", usual=False),
+        Case("Llama-small", lambda _: llama(512, layers=8), 256, 16, _vectors(512), "tokens"),
         Case("LSTM", lambda _: Recurrent(), 128, 16, _vectors(64), "tokens"),
         Case("U-Net 3-D", lambda _: UNet3d(), 48, 16, lambda b, n: torch.randn(b, 1, n, n, n), "volumes"),
         Case("tiny", _tiny, 16, 8, _images, usual=False),

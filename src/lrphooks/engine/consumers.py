@@ -22,7 +22,7 @@ _MOVES = frozenset(
     (
         "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze",
         "transpose", "t", "T", "mT", "movedim", "permute", "expand", "expand_as", "contiguous", "clone", "narrow",
-        "select", "slice", "getitem", "chunk", "split", "split_with_sizes", "tensor_split", "unbind",
+        "select", "slice", "getitem", "roll", "flip", "chunk", "split", "split_with_sizes", "tensor_split", "unbind",
         # To a dtype that holds the values as they are; else nobody follows.
         "to", "type", "type_as", "float", "double",
     )
@@ -30,7 +30,7 @@ _MOVES = frozenset(
 _READS = frozenset(
     (
         "add", "sub", "neg", "cat", "stack", "sum", "mean", "mul", "div", "matmul", "bmm", "mm", "baddbmm", "addcmul",
-        "softmax", "where", "masked_fill", "leaky_relu", "amax", "pad", "roll", "flip", "repeat", "repeat_interleave",
+        "softmax", "where", "masked_fill", "leaky_relu", "amax", "pad", "repeat", "repeat_interleave",
         "index_select", "gather",
     )
 )  # fmt: skip
@@ -50,7 +50,7 @@ def way(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
     if target or "out" in call.kwargs or tensor.retains_grad or tensor._backward_hooks:
         # Whoever asks for the gradient at the tensor itself is to get it.
         return ""
-    if name == "mul" and _keeps_factors(call, rule):
+    if (name == "mul" or multiplies_batches(call)) and _keeps_factors(call, rule):
         return "keeps"
     if kind == "linear" or name in _READS:
         return "reads"
@@ -92,8 +92,18 @@ def _by_rule(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
     return ""
 
 
+def multiplies_batches(call: Call) -> bool:
+    """Whether the call multiplies batches of matrices, of which torch keeps those that it had to lay out anew."""
+    if call.operation.name not in ("matmul", "bmm") or call.kwargs or len(call.args) != 2:
+        return False
+    first, second = call.args
+    if not (first.dim() == second.dim() > 2 and first.shape[:-2] == second.shape[:-2] and first.dtype == second.dtype):
+        return False
+    return not torch.is_autocast_enabled(first.device.type)
+
+
 def _keeps_factors(call: Call, rule: Callable[[Call], Rule]) -> bool:
-    """Whether an elementwise product is one of two activations, each of which it keeps for the other."""
+    """Whether a product is one of two activations, each of which it keeps for the other."""
     if len(call.dependent) != 2 or call.writes_in_place or call.dependent[0] is call.dependent[1]:
         return False
     return isinstance(rule(call), Uniform | TakesAll | Gradient)

@@ -26,7 +26,7 @@ from lrphooks.engine.call import Call
 from lrphooks.engine.derivatives import spare
 from lrphooks.engine.nodes import TwinNode, absent
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
-from lrphooks.rules.factors import share
+from lrphooks.rules.factors import share_of_sizes
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -64,7 +64,7 @@ def share_of(gradient: Tensor, z: Tensor, shift: float) -> Tensor:
         signed = torch.where(z < 0, torch.full_like(z, -shift), torch.full_like(z, shift))
         return gradient * z / (z + signed)
     sizes = z.abs()
-    factor = share(sizes, shift, out=sizes)
+    factor = share_of_sizes(sizes, shift, out=sizes)
     return factor.times(gradient, out=spare(sizes, gradient))
 
 
@@ -133,11 +133,24 @@ class Moved:
                 self.shared = EpsilonNode.apply(run, origin.shift, (tensor,), self.along(origin.raw), None)
             return self.shared
         # Also if another consumer keeps the elements: relevance may not come back by that one.
-        if origin.kept is None:
-            origin.kept = origin.raw.clone()
-        raw, kept = self.along(origin.raw), self.along(origin.kept)
+        raw = self.raw
+        if origin.kept is None and 2 * raw.numel() < origin.raw.numel():
+            # Such as the query alone, where one layer makes query, key and value.
+            kept = raw.clone()
+        else:
+            origin.kept = origin.raw.clone() if origin.kept is None else origin.kept
+            kept = self.along(origin.kept)
         self.own = EpsilonNode.apply(run, origin.shift, (tensor,), raw, kept)
         return self.own
+
+    def in_one_batch(self, tensor: Tensor) -> tuple[Moved, Tensor]:
+        """Return the elements laid out as a product of batches of matrices keeps them, and where these come from."""
+        with torch.no_grad():
+            laid = tensor.reshape(-1, *tensor.shape[-2:]).view(tensor.shape)
+        if laid.data_ptr() == tensor.data_ptr():
+            return self, tensor
+        raw = TwinNode.apply((laid,), self.raw)
+        return Moved(Origin(self.origin.shift, raw, self.hooks, lean=True)), laid
 
     def follow(self, run: Run, call: Call, out: Any) -> None:
         """Note on the results of a move where their elements come from."""
@@ -159,11 +172,7 @@ class Moved:
         moved = Moved(self.origin, (*self.moves, move))
         if not out._is_view():
             # A copy, whose memory a consumer may keep in place of that of the layer's output.
-            again = call.operation.name in ("contiguous", "clone")
-            raw = (
-                TwinNode.apply((out.detach(),), self.along(self.origin.raw)) if again else moved.along(self.origin.raw)
-            )
-            moved = Moved(Origin(self.origin.shift, raw, self.origin.hooks, lean=True))
+            moved = Moved(Origin(self.origin.shift, moved.unguarded(out), self.origin.hooks, lean=True))
         notes.write(out, run, moved=moved)
 
 

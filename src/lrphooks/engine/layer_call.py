@@ -81,7 +81,10 @@ class LayerCall:
 
     def bare(self) -> LayerCall:
         """Return the call as its nodes keep it: they save its tensors for backward, which frees them or runs again."""
-        return self if self.run.hooked else replace(self, tensors=(), input_link=None)
+        if self.run.hooked:
+            return self
+        told = self.input_nonnegative, None, self.batch_norm, self.hooks, self.record, self.filtered
+        return LayerCall(self.run, self.rule, self.map, (), *told)
 
     def share_shift(self, dtype: torch.dtype) -> float | None:
         """Return s where the rule comes to a share of the gradient, z / (z + s sign z), and that may stand anywhere.

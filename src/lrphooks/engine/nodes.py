@@ -297,13 +297,16 @@ class ShareNode(Function):
 
 
 class NormalizationNode(Function):
-    """A normalisation: centred and scaled by a standard deviation that counts as constant."""
+    """A normalisation: centred and scaled by a standard deviation that counts as constant.
+
+    ``function`` returns the value and, where the operation tells it, one over the standard deviation.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         run: Run,
-        function: Callable[..., Tensor],
+        function: Callable[..., tuple[Tensor, Tensor | None]],
         again: Callable[..., Tensor],
         linearized: Callable[..., Tensor],
         *tensors: Tensor | None,
@@ -311,18 +314,20 @@ class NormalizationNode(Function):
         ctx.set_materialize_grads(False)
         # What runs again for the derivative must not record its statistics a second time.
         ctx.run, ctx.function, ctx.linearized = run, again, linearized
-        ctx.save_for_backward(*tensors)
-        return unaliased(function(*tensors))
+        out, scale = function(*tensors)
+        ctx.save_for_backward(scale, *tensors)
+        return unaliased(out)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return absent(ctx)
-        tensors = ctx.saved_tensors
+        scale, *saved = ctx.saved_tensors
+        tensors = tuple(saved)
         need = ctx.needs_input_grad[4:]
         if ctx.run.passes.relevance:
             others = of_parameters(ctx.run, ctx.function, tensors, gradient, need)
-            return None, None, None, None, ctx.linearized(gradient, *tensors), *others
+            return None, None, None, None, ctx.linearized(gradient, scale, *tensors), *others
         return None, None, None, None, *true_derivative(ctx.function, tensors, gradient, need)
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from lrphooks.engine.layer_call import modified_weight
 from lrphooks.engine.rule_node import by_weight
 from lrphooks.engine.unrolled import State
-from lrphooks.layers.layer import Factor, Layer, Route, WeightForm
+from lrphooks.layers.layer import Factor, Layer, WeightForm
 from lrphooks.layers.linear_map import Dense
 from lrphooks.rules.base import Rule
-from lrphooks.rules.factors import share
+from lrphooks.rules.factors import share_of_sizes
 from lrphooks.rules.linear import LinearRule
 
 
@@ -208,7 +208,7 @@ class _Map:
         shift = rule.shift(z.dtype)
         if shift is not None and not torch.is_grad_enabled():
             sizes = z.abs()
-            return (share(sizes, shift, out=sizes),)
+            return (share_of_sizes(sizes, shift, out=sizes),)
         a, weight = self._in_steps(torch.cat(self.operands, 1)), torch.cat(self.weights, 1)
         modified = cache(partial(modified_weight, weight))
         layer = Layer(Dense(), a, z, weight, self.bias, input_nonnegative=False, relu_follows=False, modified=modified)

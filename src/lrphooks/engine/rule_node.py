@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 from lrphooks.engine.nodes import _sum, absent, alias, per_input, zero_link
 from lrphooks.layers.layer import Factor, Layer, Route, WeightForm
-from lrphooks.rules.factors import share
+from lrphooks.rules.factors import share_of_sizes
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
 
@@ -141,7 +141,7 @@ class ReluRuleNode(Function):
         assert isinstance(call.rule, LinearRule)
         shift = call.rule.shift(y.dtype)
         assert shift is not None
-        factor = share(y, shift)
+        factor = share_of_sizes(y, shift)
         return None, None, None, _returned(call, tensors[0], gradient, (factor,), ctx.modified), *nothing[1:]
 
 
@@ -209,7 +209,8 @@ def by_weight(gradient: Tensor, kept: Iterable[Factor]) -> dict[WeightForm, tupl
     for factor in chain.from_iterable((each,) if each.split is None else each.split(each.values) for each in kept):
         one_sign = any(route.signed for route in factor.routes)
         for route in factor.routes:
-            part = (replace(factor, values=factor.values.abs()) if one_sign and not route.signed else factor).times(gradient)
+            size = replace(factor, values=factor.values.abs()) if one_sign and not route.signed else factor
+            part = size.times(gradient)
             if route.weight in parts:
                 before, scale = parts[route.weight]
                 parts[route.weight] = torch.add(before * scale, part, alpha=route.scale), 1.0
@@ -246,7 +247,7 @@ def _transposed(
         if torch.is_grad_enabled() or a.device.type != "cpu":
             return torch.where(a < 0, down, up)
         # Exact for weights of 0 and 1; torch.where takes several times as long on a CPU.
-        return torch.lerp(up, down, a.sign().neg_().clamp_(min=0))
+        return torch.lerp(up, down, a.sign().neg_().clamp_(min=0).to(up.dtype))
     grad = call.map.transpose(part, a, modified[form])
     return grad * a.sign() if form == "absolute" and not call.input_nonnegative else grad
 
@@ -268,9 +269,9 @@ def _distribute(
 ) -> Tensor | None:
     """Return the modified gradient at the layer's input."""
     sums: dict[WeightForm, Tensor] = {}
-    for share, sign, routes in shares:
+    for amount, sign, routes in shares:
         for route in routes:
-            part = share * route.scale if route.scale != 1.0 else share
+            part = amount * route.scale if route.scale != 1.0 else amount
             if route.signed:
                 part = torch.where(sign < 0, -part, part)
             sums[route.weight] = sums[route.weight] + part if route.weight in sums else part

@@ -19,13 +19,12 @@ from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler, stop
 from lrphooks.engine.interception import Interception
-from lrphooks.engine.layer_call import behind_hooks, saving_hooks
+from lrphooks.engine.layer_call import behind_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
 from lrphooks.engine.provenance import Provenance, behind, made_by_function
 from lrphooks.engine.reporting import report
 from lrphooks.engine.serving import serves
-from lrphooks.engine.sum_node import kept_sum
 from lrphooks.engine.weighted import SUMS, weighted_product, weighted_sum
 from lrphooks.layers.linear_map import Summation
 from lrphooks.operations import Operation, expression
@@ -235,10 +234,6 @@ class Run:
         if operation.kind == "batch norm" and not call.argument(5, "training", False):
             return self._batch_norm(call, waiting)
         followed = settling.layer_before_relu(self, call, waiting) if waiting and operation.name == "relu" else None
-        if waiting and operation.name == "add" and not self.plan.rules_sums:
-            total = kept_sum(self, call, waiting, saving_hooks())
-            if total is not None:
-                return total
         if waiting and followed is None:
             call = settling.settle(self, call, waiting)
         if operation.kind == "unknown":

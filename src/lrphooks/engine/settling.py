@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
-from lrphooks.engine.consumers import Way, takes_share, way
+from lrphooks.engine.consumers import Way, multiplies_batches, takes_share, way
 from lrphooks.engine.epsilon_node import Moved
 from lrphooks.engine.layer_call import LayerCall, saving_hooks
-from lrphooks.engine.sum_node import Summed
+from lrphooks.engine.sum_node import Summed, summands
 from lrphooks.rules.operation import Gradient, Identity, Pass
 
 if TYPE_CHECKING:
@@ -57,20 +57,8 @@ def settle(run: Run, call: Call, waiting: list[Tensor]) -> Call:
         note = notes.read(tensor, run)
         if note is None:
             continue
-        if isinstance(note.moved, Summed):
-            how = way(call, tensor, run.rule)
-            if how != "moves" or not _hands_on(call, tensor):
-                _settle_sum(run, tensor, note.moved, how)
+        if note.moved is not None and _by_elements(run, call, tensor, note.moved, change):
             continue
-        moved = note.moved
-        if moved is not None and moved.hooks == saving_hooks():
-            if takes_share(call, tensor, run.rule):
-                continue
-            how = way(call, tensor, run.rule)
-            if how == "keeps" or (how == "reads" and moved.lean):
-                change[id(tensor)] = moved.settle(run, tensor, shared=how == "keeps")
-            if id(tensor) in change or how == "moves":
-                continue
         layer = note.layer
         if layer is None or note.ruled:
             continue
@@ -82,6 +70,28 @@ def settle(run: Run, call: Call, waiting: list[Tensor]) -> Call:
         else:
             change[id(tensor)] = _ruled(run, tensor)
     return call.replaced(change)
+
+
+def _by_elements(run: Run, call: Call, tensor: Tensor, moved: Moved | Summed, change: dict[int, Tensor]) -> bool:
+    """Settle a tensor whose elements wait for their consumer; return whether the layer's own node has no part in it."""
+    if isinstance(moved, Summed):
+        how = way(call, tensor, run.rule)
+        if how != "moves" or not _hands_on(call, tensor):
+            _settle_sum(run, tensor, moved, how)
+        return True
+    if moved.hooks != saving_hooks():
+        return False
+    added = summands(run, call, saving_hooks())
+    if takes_share(call, tensor, run.rule) or (added is not None and tensor is added.z):
+        # The handler of the call does it.
+        return True
+    how = way(call, tensor, run.rule)
+    if how == "keeps":
+        laid, elements = moved.in_one_batch(tensor) if multiplies_batches(call) else (moved, tensor)
+        change[id(tensor)] = laid.settle(run, elements, shared=True)
+    elif how == "reads" and moved.lean:
+        change[id(tensor)] = moved.settle(run, tensor, shared=False)
+    return how == "moves" or id(tensor) in change
 
 
 def _hands_on(call: Call, tensor: Tensor) -> bool:

@@ -4,8 +4,8 @@ Where autograd keeps the sum (a normalisation does) and the other summand, or wh
 difference, and the rule keeps nothing of its own. The sum is known before its consumer is, so the rule counts on
 one that keeps it, and otherwise is set anew, with a copy of z.
 
-A difference has the rounding of the sum in it: an error of half a unit in the last place of the sum, which is what z had
-any effect by. In types of fewer digits than float32 that is too much.
+A difference has the rounding of the sum in it, half a unit in its last place: a part of z that had no effect either. In
+types of fewer digits than float32 that is too much.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -24,7 +24,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.epsilon_node import Moved, share_of
-from lrphooks.engine.nodes import absent
+from lrphooks.engine.nodes import TwinNode, absent, zero_link
 from lrphooks.rules.operation import Gradient
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class SumNode(Function):
 
 @dataclass(slots=True)
 class Summed:
-    """A sum that waits for its consumer: its summands, the layer's output z first, as they are in the graph."""
+    """A sum that waits for its consumer: the layer's output z, a link to the other summand y, and how to have that."""
 
     shift: float
     z: Tensor
@@ -121,30 +121,46 @@ class Summed:
         notes.write(total, run, moved=None, again=again)
 
 
-def kept_sum(run: Run, call: Call, waiting: list[Tensor], hooks: Any) -> Tensor | None:
-    """Add a layer's output that waits for its consumer to a tensor that can be had again, or return None."""
+@dataclass(frozen=True, slots=True)
+class Summands:
+    """What a call adds: a layer's output z that waits for its consumer, and y, which can be had again."""
+
+    z: Tensor
+    y: Tensor
+    moved: Moved
+    again: Again
+
+
+def summands(run: Run, call: Call, hooks: Any) -> Summands | None:
+    """Return what a call adds if z can be had again as a difference, else None."""
     if call.operation.name != "add" or call.writes_in_place or call.kwargs or len(call.args) != 2:
         return None
     first, second = call.args
-    if len(call.dependent) != 2 or first is second or first.shape != second.shape:
+    if len(call.dependent) != 2 or first is second or first.shape != second.shape or run.plan.rules_sums:
         return None
     if first.dtype != second.dtype or first.dtype not in (torch.float32, torch.float64):
         return None
-    for z in waiting:
-        y = second if z is first else first
+    for z, y in ((first, second), (second, first)):
         note, other = notes.read(z, run), notes.read(y, run)
         moved = None if note is None else note.moved
         again = None if other is None else other.again
         if not isinstance(moved, Moved) or again is None or z.retains_grad or z._backward_hooks:
             continue
-        if not (moved.hooks == again.hooks == hooks and again.holds and isinstance(run.rule(call), Gradient)):
-            continue
-        if again.function is None:
-            again = Again.of(hooks, _itself, y)
-        with torch.no_grad():
-            total = call.invoke()
-        raw, shift = moved.raw, moved.origin.shift
-        out: Tensor = SumNode.apply(run, shift, again, total, raw, y, None)
-        notes.write(out, run, moved=Summed(shift, raw, y, again))
-        return out
+        if moved.hooks == again.hooks == hooks and again.holds and isinstance(run.rule(call), Gradient):
+            return Summands(z, y, moved, again)
     return None
+
+
+def kept_sum(run: Run, call: Call, found: Summands) -> Tensor:
+    """Add the two, counting on a consumer that keeps the sum."""
+    y, again, shift = found.y, found.again, found.moved.origin.shift
+    if again.function is None:
+        again = Again.of(again.hooks, _itself, y)
+    with torch.no_grad():
+        total = call.invoke()
+    raw = found.moved.raw
+    out: Tensor = SumNode.apply(run, shift, again, total, raw, y, None)
+    # The model may overwrite y, and with it its place in the graph.
+    link = TwinNode.apply((zero_link(y),), y)
+    notes.write(out, run, moved=Summed(shift, raw, link, again))
+    return out

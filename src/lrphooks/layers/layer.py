@@ -66,8 +66,8 @@ class Factor:
     """What the modified gradient is multiplied by before it takes its routes, for each output.
 
     Where a route is signed, the values have the sign of the output; the factor of the other routes is their size.
-    Values from which several factors follow are kept as one: ``split`` makes the factors of them. With a ``shift`` s the
-    factor is 1 - s / values, which one operation applies.
+    Values from which several factors follow are kept as one: ``split`` makes the factors of them. With a ``shift`` s
+    the factor is 1 - s / values, which one operation applies.
     """
 
     values: Tensor

@@ -31,10 +31,10 @@ def precise(layer: Layer) -> bool:
 def epsilon(layer: Layer, shift: float) -> tuple[Factor, ...]:
     """Return the factor z / (z + shift * sign z)."""
     sizes = layer.output.abs()
-    return (share(sizes, shift, out=sizes),)
+    return (share_of_sizes(sizes, shift, out=sizes),)
 
 
-def share(sizes: Tensor, shift: float, out: Tensor | None = None) -> Factor:
+def share_of_sizes(sizes: Tensor, shift: float, out: Tensor | None = None) -> Factor:
     """Return the factor |z| / (|z| + shift) from the sizes |z|."""
     if sizes.dtype in _PRECISE:
         # 1 - shift / (|z| + shift), which has its rounding in units of 1.
@@ -111,7 +111,7 @@ def _present(part: Tensor, sizes: Tensor, shift: float) -> Tensor:
     """
     more = torch.sub(part, sizes, alpha=ULPS * torch.finfo(part.dtype).eps)
     part.clamp_(min=shift)
-    return F.threshold_(more, shift, 0.0).sign_()
+    return F.threshold(more, shift, 0.0, inplace=True).sign_()
 
 
 def _scaled(values: Tensor, scale: float) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -98,9 +98,9 @@ class Epsilon(LinearRule):
     def __post_init__(self) -> None:
         Stabilizer.ensure("Epsilon", "epsilon", self.epsilon)
 
-    @cached_property
+    @property
     def _stabilizer(self) -> Stabilizer:
-        return Stabilizer.ensure("Epsilon", "epsilon", self.epsilon)
+        return _epsilon_stabilizer(self.epsilon)
 
     @property
     def is_gradient(self) -> bool:
@@ -108,7 +108,7 @@ class Epsilon(LinearRule):
 
     @property
     def separable(self) -> bool:
-        return not Stabilizer.ensure("Epsilon", "epsilon", self.epsilon).norm_scale
+        return not self._stabilizer.norm_scale
 
     def terms(self, layer: Layer) -> tuple[Term, ...]:
         return (Term(layer.output, (Route("plain", 1.0),), self._stabilizer, bias=layer.bias_like(layer.bias)),)
@@ -119,6 +119,12 @@ class Epsilon(LinearRule):
     def factors(self, layer: Layer) -> tuple[Factor, ...]:
         shift = self.shift(layer.output.dtype)
         return super().factors(layer) if shift is None else factors.epsilon(layer, shift)
+
+
+@lru_cache(64)
+def _epsilon_stabilizer(epsilon: float | Stabilizer) -> Stabilizer:
+    """Return the stabilizer, which is asked for at every layer."""
+    return Stabilizer.ensure("Epsilon", "epsilon", epsilon)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,8 @@ def normalization(run: Run, call: Call, rule: Rule) -> Any:
     tracked = name == "instance_norm" and not call.argument(5, "use_input_stats", True)
     if tracked:
         return call.invoke()
-    function = again = call.over((x, weight, bias))
+    again = call.over((x, weight, bias))
+    function: Callable[..., tuple[Tensor, Tensor | None]] = partial(_alone, again)
     if name in ("batch_norm", "instance_norm"):
         statistics = [t for t in (call.argument(1, "running_mean"), call.argument(2, "running_var")) if t is not None]
         nothing: dict[int, Any] = dict.fromkeys(map(id, statistics))
@@ -94,13 +95,27 @@ def normalization(run: Run, call: Call, rule: Rule) -> Any:
     groups = call.argument(1, "num_groups") if name == "group_norm" else 0
     trailing = len(call.argument(1, "normalized_shape")) if name in ("layer_norm", "rms_norm") else 0
     linearized = partial(_centred, name, trailing, groups, eps)
+    if name == "layer_norm" and not torch.is_autocast_enabled(x.device.type):
+        function = partial(_with_scale, x.shape[x.dim() - trailing :], eps)
     out = NormalizationNode.apply(run, function, again, linearized, x, weight, bias)
     if trailing:
         # Of no batch, so it is the same when it runs again.
         hooks = saving_hooks()
         notes.write(x, run, again=Again(hooks))
-        notes.write(out, run, again=Again.of(hooks, function, x, weight, bias))
+        notes.write(out, run, again=Again.of(hooks, again, x, weight, bias))
     return out
+
+
+def _alone(function: Callable[..., Tensor], *tensors: Tensor | None) -> tuple[Tensor, None]:
+    return function(*tensors), None
+
+
+def _with_scale(
+    shape: torch.Size, eps: float, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return layer_norm(x) as torch.nn.functional computes it, and 1 / sigma."""
+    out, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
+    return out, scale
 
 
 def _centred(
@@ -109,11 +124,15 @@ def _centred(
     groups: int,
     eps: float | None,
     gradient: Tensor,
+    scale: Tensor | None,
     x: Tensor,
     weight: Tensor | None,
     *_: Any,
 ) -> Tensor:
-    """Return C (G * w / sigma), with sigma the standard deviation (the root mean square in RMSNorm) of x."""
+    """Return C (G * w / sigma), with sigma the standard deviation (the root mean square in RMSNorm) of x.
+
+    The scale 1 / sigma is computed where it is not given, or must be differentiated.
+    """
     original = x.shape
     given = gradient
     if weight is not None:
@@ -134,7 +153,9 @@ def _centred(
         moment = x.square().mean(dim, keepdim=True) if name == "rms_norm" else x.var(dim, correction=0, keepdim=True)
         out = gradient * (moment + eps).rsqrt()
         return (out if name == "rms_norm" else out - out.mean(dim, keepdim=True)).reshape(original)
-    scale = _inverse_deviation(x, dim, eps, root_mean_square=name == "rms_norm")
+    if scale is None:
+        scale = _inverse_deviation(x, dim, eps, root_mean_square=name == "rms_norm")
+    scale = scale.to(x.dtype)
     out = gradient * scale if gradient is given else gradient.mul_(scale)
     return (out if name == "rms_norm" else out.sub_(out.mean(dim, keepdim=True))).reshape(original)
 
@@ -143,9 +164,10 @@ def _inverse_deviation(x: Tensor, dim: tuple[int, ...], eps: float, *, root_mean
     """Return 1 / sqrt(var(x) + eps), or of the mean of squares, in fewer passes than autograd could follow."""
     count = math.prod(x.shape[d] for d in dim)
     if root_mean_square:
-        return (torch.linalg.vector_norm(x, dim=dim, keepdim=True).square() / count + eps).rsqrt()
+        norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+        return (norm.square() / count + eps).rsqrt()
     if dim[-1] == x.dim() - 1 and len(dim) == dim[-1] - dim[0] + 1:
         # torch.var takes many times as long on a CPU.
         scale: Tensor = torch.native_layer_norm(x, x.shape[dim[0] :], None, None, eps)[2]
-        return scale.to(x.dtype)
+        return scale
     return (x.var(dim, correction=0, keepdim=True) + eps).rsqrt()

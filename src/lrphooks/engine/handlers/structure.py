@@ -14,6 +14,8 @@ from lrphooks.engine import notes
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.handlers.common import plain
 from lrphooks.engine.handlers.elementwise import activation
+from lrphooks.engine.layer_call import saving_hooks
+from lrphooks.engine.sum_node import kept_sum, summands
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Identity, Pass
 
@@ -104,6 +106,8 @@ def _report(run: Run, call: Call, reason: str) -> None:
 def combination(run: Run, call: Call, rule: Rule) -> Any:
     """Add, average or join: linear in all operands together."""
     name = call.operation.name
+    if (added := summands(run, call, saving_hooks())) is not None:
+        return kept_sum(run, call, added)
     if any(v == "prod" for v in (*call.args, *call.kwargs.values()) if isinstance(v, str)):
         _report(run, call, "it multiplies what it gathers")
     if name in _WEIGHTED and len(call.dependent) > 1:

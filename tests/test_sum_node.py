@@ -1,0 +1,223 @@
+"""The epsilon rule of outputs that go into sums: where the sum is kept they are its difference, elsewhere a copy.
+
+The reference is that of test_epsilon_kept: layers written out, with the derivative that the rule says, in float64.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lrphooks.engine.sum_node import Summed
+from lrphooks.rules import Epsilon
+from small_networks import every_layer
+from test_epsilon_kept import COMPOSITE, Model, Reference, Unseen, expected, loses, relevance, then
+
+
+def norm(t):
+    """LayerNorm, whose standard deviation is a constant."""
+    if not isinstance(t, Reference):
+        return F.layer_norm(t, (8,))
+    centred = t - t.mean(-1, keepdim=True)
+    return centred / (t.var(-1, correction=0, keepdim=True) + 1e-5).sqrt().detach()
+
+
+def rms(t):
+    """A root mean square normalisation that the model writes out."""
+    scale = torch.rsqrt(t.pow(2).mean(-1, keepdim=True) + 1e-5)
+    return t * (scale.detach() if isinstance(t, Reference) else scale)
+
+
+def checked(function, t):
+    return function(t) if isinstance(t, Reference) else checkpoint(function, t, use_reentrant=False)
+
+
+#: What a model does with the output of its first layer and the tensor x that it adds to it, which a norm keeps, or with
+#: y, the output of a norm. Those named "copied" have a sum that nobody keeps.
+BODIES = {
+    "before a norm": lambda z, x, y: norm(z + x),
+    "before a norm, the other way round": lambda z, x, y: norm(x + z),
+    "after a norm": lambda z, x, y: norm(z + y),
+    "before a norm, and added on": lambda z, x, y: residual(z + x),
+    "before a norm that is written out": lambda z, x, y: rms(z + x),
+    "after a view": lambda z, x, y: norm(z.view(-1, 2, 4).flatten(1) + x),
+    "after no dropout": lambda z, x, y: norm(F.dropout(z, training=False) + y),
+    "before no dropout": lambda z, x, y: norm(F.dropout(z + y, training=False)),
+    "z lost": lambda z, x, y: then(s := z + x, z.zero_(), norm(s)),
+    "y lost": lambda z, x, y: then(s := z + y, y.zero_(), norm(s)),
+    "z used elsewhere too": lambda z, x, y: norm(z + x) + F.relu(z),
+    "z added twice": lambda z, x, y: norm(z + x) + norm(z + y),
+    "a checkpoint behind": lambda z, x, y: checked(norm, z + x),
+    "a checkpoint behind, and added on": lambda z, x, y: then(s := z + x, checked(norm, s) + s),
+    "out of sight": lambda z, x, y: Unseen.apply(z + x),
+    "copied: ReLU": lambda z, x, y: F.relu(z + x),
+    "copied: nothing": lambda z, x, y: z + y,
+    "copied: ReLU, then a norm": lambda z, x, y: then(s := z + y, r := F.relu(s), norm(s) + r),
+    "copied: scaled in place": lambda z, x, y: (z + x).mul_(2),
+    "copied: scaled in place, y lost": lambda z, x, y: then(s := z + y, y.mul_(0), s.mul_(2)),
+    "copied: a view scaled in place": lambda z, x, y: then(s := z + x, s.view(-1).mul_(2), s),
+    "copied: lost after it was read": lambda z, x, y: loses(z + x, lambda s: 2 * s),
+    "copied: a row set": lambda z, x, y: then(s := z + x, s.__setitem__(0, 1.0), s),
+    "not kept: in place": lambda z, x, y: then(z.add_(x), norm(z)),
+    "not kept: two outputs": lambda z, x, y: norm(z * 2 + z),
+    "not kept: of other shape": lambda z, x, y: norm(z + x[:1]),
+    "not kept: y lost before": lambda z, x, y: then(y.mul_(2), norm(z + y)),
+}
+
+
+def residual(s):
+    return norm(s) + s
+
+
+def body(name):
+    def run(z, x):
+        # The norm keeps x, and its output y is made of that.
+        y = norm(x)
+        z = z.as_subclass(Reference) if isinstance(x, Reference) else z
+        return BODIES[name](z, x, y) + x.sum(-1, keepdim=True)
+
+    return run
+
+
+@pytest.fixture
+def decided(monkeypatch):
+    """Whether sums that waited were kept by their consumer, in order."""
+    found = []
+    settle = Summed.settle
+
+    def spy(self, run, total, *, kept):
+        found.append(kept)
+        return settle(self, run, total, kept=kept)
+
+    monkeypatch.setattr(Summed, "settle", spy)
+    return found
+
+
+@pytest.mark.parametrize("create", [False, True], ids=["", "differentiable"])
+@pytest.mark.parametrize("learned", [False, True], ids=["frozen", "learned"])
+@pytest.mark.parametrize("name", BODIES)
+def test_sums(name, learned, create, close, decided):
+    x = torch.randn(5, 8, dtype=torch.float64)
+    model = Model(body(name), learned=learned)
+    value, wanted = expected(model, x)
+    out, found = relevance(model, x, create=create)
+    close(out, value, tol=1e-14)
+    close(found, wanted, tol=1e-11)
+    if name != "out of sight":
+        assert bool(decided) is not name.startswith("not kept")
+        assert all(decided) is not name.startswith("copied")
+
+
+@pytest.mark.parametrize("name", [name for name in BODIES if "checkpoint" not in name])
+def test_targets_in_one_batch(name, close):
+    x = torch.randn(5, 8, dtype=torch.float64)
+    model = Model(body(name))
+    leaf = x.clone().requires_grad_()
+    seeds = torch.eye(3, dtype=torch.float64).unsqueeze(1).expand(3, 5, 3)
+    with COMPOSITE.context(model):
+        out = model(leaf)
+        once = [torch.autograd.grad(out, leaf, seed, retain_graph=True)[0] for seed in seeds]
+        if "sight" not in name:
+            close(torch.autograd.grad(out, leaf, seeds, is_grads_batched=True)[0], torch.stack(once), tol=1e-12)
+    for target in range(3):
+        close(once[target], expected(model, x, target)[1], tol=1e-11)
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_inside_of_a_checkpoint(name, close):
+    x = torch.randn(5, 8, dtype=torch.float64)
+    model = Model(body(name))
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return checkpoint(self.model, x, use_reentrant=False) * 1.0
+
+    close(relevance(Outer(), x)[1], expected(model, x)[1], tol=1e-11)
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_derivatives_of_relevance(name):
+    """Against finite differences, and those of weights too."""
+    torch.manual_seed(2)
+    model = Model(body(name), learned=True)
+    x = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
+    weights = [model.first.weight, model.first.bias]
+
+    def found(leaf, *_):
+        with COMPOSITE.context(model):
+            out = model(leaf)
+            return torch.autograd.grad(out[:, 1].sum(), leaf, create_graph=True)[0]
+
+    # The weights are those of the model, which gradcheck moves in place.
+    assert torch.autograd.gradcheck(found, (x, *weights), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("watch", ["retain_grad", "hook"])
+def test_the_gradient_at_a_sum_itself(watch, close):
+    seen = []
+
+    def run(z, x):
+        norm(x)
+        s = z + x
+        if watch == "hook":
+            s.register_hook(seen.append)
+        else:
+            s.retain_grad()
+            seen.append(s)
+        return F.relu(s)
+
+    model = Model(run)
+    x = torch.randn(5, 8, dtype=torch.float64)
+    close(relevance(model, x)[1], expected(model, x)[1], tol=1e-11)
+    (of_gradient, of_relevance) = (t if watch == "hook" else t.grad for t in seen)
+    close(of_relevance.as_subclass(torch.Tensor), of_gradient.as_subclass(torch.Tensor), tol=1e-11)
+
+
+def test_a_sum_that_is_kept_cannot_be_overwritten():
+    """The gradient says so, and relevance must not be wrong in silence."""
+
+    def run(z, x):
+        norm(x)
+        s = z + x
+        return then(n := norm(s), s.zero_(), n)
+
+    model = Model(run)
+    leaf = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        model(leaf).sum().backward()
+    with COMPOSITE.context(model), pytest.raises(RuntimeError, match="modified by an inplace"):
+        model(leaf).sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_types_of_few_digits_keep_a_copy(dtype, decided):
+    model = Model(body("before a norm")).to(dtype)
+    with COMPOSITE.context(model):
+        model(torch.randn(5, 8, dtype=dtype, requires_grad=True)).sum().backward()
+    assert not decided
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3])
+def test_the_rounding_of_large_sums(size):
+    """Of what a sum has digits for, z keeps as many as it had any effect by."""
+    torch.manual_seed(0)
+    model = Model(body("before a norm")).float()
+    precise = Model(body("before a norm"))
+    precise.load_state_dict(model.state_dict())
+    x = torch.randn(64, 8) * size
+    with torch.no_grad():
+        for each in (model, precise):
+            each.first.weight.div_(size)
+    composite = every_layer(Epsilon(1e-6))
+    found = []
+    for each, leaf in ((model, x), (precise, x.double())):
+        leaf.requires_grad_()
+        with composite.context(each):
+            (r,) = torch.autograd.grad(each(leaf)[:, 1].sum(), leaf)
+        found.append(r.double())
+    assert (found[0] - found[1]).abs().max() <= 1e-5 * found[1].abs().max()
