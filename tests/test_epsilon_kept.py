@@ -93,6 +93,10 @@ def batches(z, x, *, crossed=True):
     return (a @ b.transpose(-2, -1)).flatten(1)
 
 
+def gate(t, x):
+    return t.sigmoid().detach() if isinstance(x, Reference) else t.sigmoid()
+
+
 def tanh(z, x):
     return z * (z.tanh() / z).detach() if isinstance(x, Reference) else z.tanh()
 
@@ -190,6 +194,10 @@ BODIES = {
     "a quarter twice, scaled in place": lambda z, x: torch.cat(
         ((z[:, :2] * 2).mul_(3), z[:, :2] + z[:, :2], x[:, 4:]), 1
     ),
+    "gated by itself": lambda z, x: z * gate(z, x),
+    "gated by the input": lambda z, x: z * gate(x, x),
+    "gated by one number": lambda z, x: z * gate(x.sum(), x),
+    "one column gated": lambda z, x: z[:, :1] * gate(x, x),
     "rolled": lambda z, x: z.roll(1, 1) + x,
     "rolled, then lost": lambda z, x: loses(z, lambda z: torch.roll(z, 3, dims=1) * 2),
     "flipped for GELU": lambda z, x: (gelu if isinstance(x, Reference) else F.gelu)(z.flip(1)),

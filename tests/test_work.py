@@ -4,6 +4,8 @@ A plain input gradient takes one product a layer forward and one backward. Time 
 numbers are not, so that a regression fails every time.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -282,6 +284,47 @@ def test_elementwise_passes_of_epsilon_in_residual_blocks():
     model, x = Residual(CONSUMERS["norm"][0]), torch.randn(4, 9, 8)
     found = passes(model, x, every_layer(Epsilon())) - passes(model, x, every_layer(Epsilon(0)))
     assert 0 < found <= CONSUMERS["sum"][1]
+
+
+class Plain:
+    """Stands for a composite where the plain gradient is counted."""
+
+    @staticmethod
+    def context(_):
+        return nullcontext()
+
+
+class Multiplies(nn.Module):
+    def __init__(self, multiply):
+        super().__init__()
+        self.multiply = multiply
+
+    def forward(self, x):
+        return self.multiply(x).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("multiply", "more"),
+    [
+        # A gate receives nothing: torch multiplies for it, spreads what the mean receives, and adds that at x.
+        (lambda x: x * x.mean((-2, -1), keepdim=True).sigmoid(), -3),
+        # Here also the derivative of the square, of two.
+        (lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1), -5),
+        # The halves of a product are one pass over it.
+        (lambda x: (3 * x) * (2 * x), 1),
+        # Its factors are smaller than the product of the first two, and larger than that of the third.
+        (lambda x: (x @ (x + 1).transpose(-2, -1)) @ (2 * x), 3),
+    ],
+    ids=["gate", "norm", "two signals", "attention"],
+)
+def test_elementwise_passes_of_products(multiply, more):
+    x = torch.randn(2, 3, 16, 8)
+
+    def beyond(model):
+        return passes(model, x, every_layer(Epsilon(0))) - passes(model, x, Plain())
+
+    # What input and output take is that of a product with a number.
+    assert beyond(Multiplies(multiply)) - beyond(Multiplies(lambda x: 2 * x)) <= more
 
 
 @pytest.mark.parametrize("rule", PASSES)

@@ -103,8 +103,12 @@ def multiplies_batches(call: Call) -> bool:
 
 
 def _keeps_factors(call: Call, rule: Callable[[Call], Rule]) -> bool:
-    """Whether a product is one of two activations, each of which it keeps for the other."""
-    if len(call.dependent) != 2 or call.writes_in_place or call.dependent[0] is call.dependent[1]:
+    """Whether a product is one of two tensors, each of which it keeps for the derivative of the other."""
+    factors = [t for t in tensors_in(call.args) if t.requires_grad]
+    if len(factors) != 2 or factors[0] is factors[1] or call.writes_in_place or call.kwargs:
+        return False
+    if len(call.dependent) != 2 and call.operation.name != "mul":
+        # With a weight, it is a layer.
         return False
     return isinstance(rule(call), Uniform | TakesAll | Gradient)
 

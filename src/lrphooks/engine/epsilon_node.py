@@ -147,7 +147,7 @@ class Moved:
         """Return the elements laid out as a product of batches of matrices keeps them, and where these come from."""
         with torch.no_grad():
             laid = tensor.reshape(-1, *tensor.shape[-2:]).view(tensor.shape)
-        if laid.data_ptr() == tensor.data_ptr():
+        if torch._C._is_alias_of(laid, tensor):  # type: ignore[attr-defined]  # the stubs of torch lack it
             return self, tensor
         raw = TwinNode.apply((laid,), self.raw)
         return Moved(Origin(self.origin.shift, raw, self.hooks, lean=True)), laid

@@ -150,21 +150,48 @@ class OutputNode(Function):
 
 
 class ScaleNode(Function):
-    """Hands on a fixed share of the modified gradient; a share of 0 makes the tensor a constant."""
+    """Hands on a fixed share of the modified gradient; a share of 0 makes the tensor a constant.
+
+    It stands before one use of a tensor, or in place on a tensor that nobody has seen.
+    """
 
     @staticmethod
-    def forward(ctx: Any, run: Run, share: float, x: Tensor) -> Tensor:
+    def forward(ctx: Any, run: Run, share: float, x: Tensor, in_place: bool = False) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.run, ctx.share = run, share
-        return alias(x)
+        if not in_place:
+            return alias(x)
+        ctx.mark_dirty(x)
+        return x
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return absent(ctx)
         if not ctx.run.passes.relevance:
-            return None, None, gradient
-        return None, None, gradient * ctx.share if ctx.share else None
+            return None, None, gradient, None
+        return None, None, gradient * ctx.share if ctx.share else None, None
+
+
+class GatedNode(Function):
+    """The product of a signal and a constant, which receives nothing in a relevance pass."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, function: Callable[..., Tensor], signal: Tensor, gate: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.run, ctx.function = run, function
+        ctx.save_for_backward(signal, gate)
+        return function(signal, gate)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return absent(ctx)
+        signal, gate = ctx.saved_tensors
+        if ctx.run.passes.relevance:
+            return None, None, (gradient * gate.conj()).sum_to_size(signal.shape).to(signal.dtype), None
+        need = ctx.needs_input_grad[2:]
+        return None, None, *true_derivative(ctx.function, (signal, gate), gradient, need)
 
 
 class ParameterizedMapNode(Function):

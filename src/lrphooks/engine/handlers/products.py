@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from lrphooks.engine import notes
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import exchanged, in_place, plain, positional
-from lrphooks.engine.nodes import ScaleNode, ShareNode
+from lrphooks.engine.nodes import GatedNode, ScaleNode, ShareNode
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Proportional, TakesAll, Uniform
 
@@ -78,7 +79,7 @@ def _multiply(run: Run, call: Call, rule: Rule, first: int) -> Any:
         return call.invoke()
     offsets = [(note := notes.read(t, run)) is not None and note.offset for t in carriers]
     if len(carriers) < 2:
-        out = plain(run, call, rule)
+        out = _gated(run, call) if _has_gate(run, call) else plain(run, call, rule)
         if any(offsets) and isinstance(out, Tensor):
             notes.write(out, run, offset=True)
         return out
@@ -93,8 +94,44 @@ def _multiply(run: Run, call: Call, rule: Rule, first: int) -> Any:
         shares = [1.0 / len(carriers)] * len(carriers)
     if call.operation.in_place and any(t is call.args[0] for t in carriers):
         return in_place(run, call, partial(_multiply_handler, first=first), rule)
+    if len(set(shares)) == 1 and _is_smaller(call, carriers):
+        # One pass over the product takes less than one over each factor.
+        out = call.invoke()
+        return ScaleNode.apply(run, shares[0], out, True)  # autograd takes no keywords
     scaled = [ScaleNode.apply(run, share, t) for share, t in zip(shares, carriers, strict=True)]
     return _exchanged(run, call, first, scaled).invoke()
+
+
+def _is_smaller(call: Call, carriers: list[Tensor]) -> bool:
+    """Whether a product of two activations alone has fewer elements than both together."""
+    tensors = list(tensors_in((call.args, call.kwargs)))
+    if len(tensors) != 2 or len(carriers) != 2 or call.kwargs or call.operation.name not in ("mul", "matmul", "bmm"):
+        return False
+    a, b = tensors
+    if call.operation.name == "mul":
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+    elif a.dim() < 2 or b.dim() < 2:
+        return False
+    else:
+        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        shape = (*batch, a.shape[-2], b.shape[-1])
+    return bool(math.prod(shape) < a.numel() + b.numel())
+
+
+def _has_gate(run: Run, call: Call) -> bool:
+    """Whether the call multiplies an activation by a constant that has a derivative of its own, as a gate."""
+    if call.operation.name != "mul" or call.writes_in_place or call.kwargs or len(call.args) != 2 or run.parameters:
+        return False
+    gates = [t for t in tensors_in(call.args) if not run.carries(t)]
+    return len(gates) == 1 and gates[0].requires_grad and not gates[0].is_leaf
+
+
+def _gated(run: Run, call: Call) -> Tensor:
+    """Multiply by a gate, for which torch would compute a derivative that goes nowhere."""
+    (signal,) = call.dependent
+    (gate,) = (t for t in tensors_in(call.args) if t is not signal)
+    out: Tensor = GatedNode.apply(run, call.over((signal, gate)), signal, gate)
+    return out
 
 
 def _proportional(run: Run, call: Call, rule: Rule, first: int) -> Any:
