@@ -28,9 +28,7 @@ def denormals():
 
 def test_every_subject_is_measured(tmp_path, capsys):
     files = [tmp_path / name for name in ("speed.json", "speed.md", "speed.png")]
-    options = ["--model", "tiny", "--quick", "--repeats", "2", "--batch", "2"]
-    for name in subjects.SUBJECTS:
-        options += ["--subject", name]
+    options = ["--model", "tiny", "--quick", "--repeats", "2", "--batch", "2", "--subject", "all"]
     for option, file in zip(("--json", "--table", "--plot"), files, strict=True):
         options += [option, str(file)]
     assert main(options) == 0
@@ -49,6 +47,12 @@ def test_every_subject_is_measured(tmp_path, capsys):
             assert row["difference"] < 1e-3
         if name.startswith("autoLRP"):
             assert not row["error"], row
+
+
+@pytest.mark.parametrize("case", cases.CASES.values(), ids=lambda case: case.name)
+def test_what_is_timed_where_nothing_is_named(case):
+    assert set(case.subjects) <= set(subjects.SUBJECTS)
+    assert {"forward", "lrphooks LRP-0"} < set(case.subjects)
 
 
 def test_compiled_relevance_is_measured_beside_compiled_gradients(tmp_path, monkeypatch):

@@ -28,9 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     # Only what is asked for, where anything is.
     names = options.model or (() if options.growth else cases.QUICK if options.quick else cases.USUAL)
-    chosen = [subjects.SUBJECTS[n] for n in options.subject or (subjects.QUICK if options.quick else subjects.SUBJECTS)]
-    if options.compile:
-        chosen += subjects.COMPILED
     command = _command(arguments)
     rows: list[Row] = []
     points: list[growth.Point] = []
@@ -44,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = ""
     for name in names:
         case = cases.CASES[name]
+        asked = options.subject or (subjects.QUICK if options.quick else case.subjects)
+        chosen = [subjects.SUBJECTS[n] for n in (subjects.SUBJECTS if "all" in asked else asked)]
+        if options.compile:
+            chosen += subjects.COMPILED
         for batch in options.batch or ([1] if options.quick else [4]):
             size = options.size or (case.quick if options.quick else case.size)
             repeats = options.repeats or (3 if options.quick else 7)
@@ -82,7 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="The price of relevance.")
     parser.add_argument("--quick", action="store_true", help="three models, small inputs, batch 1, three repeats")
     parser.add_argument("--model", action="append", choices=cases.CASES, help="only this model; may be repeated")
-    parser.add_argument("--subject", action="append", choices=subjects.SUBJECTS, help="only this; may be repeated")
+    parser.add_argument(
+        "--subject",
+        action="append",
+        choices=(*subjects.SUBJECTS, "all"),
+        help="only this, or all; may be repeated (default: those for the kind of model)",
+    )
     parser.add_argument(
         "--growth", action="append", default=[], choices=growth.GROWTHS, help="how cost grows with it; may be repeated"
     )

@@ -11,14 +11,25 @@ from torch import Tensor, nn
 
 from benchmarks.zoo.subjects import shim as _shim  # noqa: F401  (before torchvision, which many libraries import)
 
+#: What is timed where no subject is named: what a kind of model is explained with, and the libraries that may do it.
+CONVOLUTIONS = (
+    "forward", "lrphooks LRP-0", "lrphooks epsilon", "lrphooks z-plus", "lrphooks gamma", "lrphooks alpha-beta",
+    "zennit epsilon", "zennit z-plus", "zennit gamma", "captum epsilon",
+)  # fmt: skip
+ATTENTION = (
+    "forward", "lrphooks LRP-0", "lrphooks AttnLRP", "lrphooks CPLRP", "lrphooks AttnLRP without stabilizer",
+    "lrphooks z-plus", "lrphooks gamma", "zennit epsilon", "autoLRP CPLRP",
+)  # fmt: skip
+TOKENS = (*(name for name in ATTENTION if not name.startswith("zennit")), "LXT AttnLRP")
+
 
 @dataclass(frozen=True)
 class Case:
     """A model to time.
 
     make: returns it for inputs of a given side (images) or length (tokens). size: that side or length by default, and
-    ``quick`` the one of a quick run. input: returns a batch. unit: what a throughput counts. usual: whether it is
-    timed where no model is named; one of a billion parameters wants a GPU.
+    ``quick`` the one of a quick run. input: returns a batch. unit: what a throughput counts. subjects: what is timed
+    where none is named. usual: whether it is timed where no model is named; one of a billion parameters wants a GPU.
     """
 
     name: str
@@ -27,6 +38,7 @@ class Case:
     quick: int
     input: Callable[[int, int], Tensor]
     unit: str = "images"
+    subjects: tuple[str, ...] = CONVOLUTIONS
     usual: bool = True
 
     def model(self, size: int) -> nn.Module:
@@ -185,11 +197,11 @@ CASES = {
         Case("ResNet-50", _vision("resnet50"), 224, 96, _images),
         Case("EfficientNet-B0", _vision("efficientnet_b0"), 224, 64, _images),
         Case("ConvNeXt-T", _vision("convnext_tiny"), 224, 64, _images),
-        Case("ViT-B/16", _vision("vit_b_16"), 224, 96, _images),
-        Case("Swin-T", _vision("swin_t"), 224, 64, _images),
-        Case("BERT-base", lambda n: bert(768, layers=12, length=n), 128, 32, _vectors(768), "tokens"),
-        Case("Llama-1B", lambda _: llama(2048, layers=16), 512, 16, _vectors(2048), "tokens", usual=False),
-        Case("Llama-small", lambda _: llama(512, layers=8), 256, 16, _vectors(512), "tokens"),
+        Case("ViT-B/16", _vision("vit_b_16"), 224, 96, _images, subjects=ATTENTION),
+        Case("Swin-T", _vision("swin_t"), 224, 64, _images, subjects=ATTENTION),
+        Case("BERT-base", lambda n: bert(768, layers=12, length=n), 128, 32, _vectors(768), "tokens", TOKENS),
+        Case("Llama-1B", lambda _: llama(2048, layers=16), 512, 16, _vectors(2048), "tokens", TOKENS, usual=False),
+        Case("Llama-small", lambda _: llama(512, layers=8), 256, 16, _vectors(512), "tokens", TOKENS),
         Case("LSTM", lambda _: Recurrent(), 128, 16, _vectors(64), "tokens"),
         Case("U-Net 3-D", lambda _: UNet3d(), 48, 16, lambda b, n: torch.randn(b, 1, n, n, n), "volumes"),
         Case("tiny", _tiny, 16, 8, _images, usual=False),
