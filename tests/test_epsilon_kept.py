@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from lrphooks import Composite
+from lrphooks import Composite, LRPError
 from lrphooks.matching import AnyLinear
-from lrphooks.rules import Epsilon
+from lrphooks.rules import Epsilon, Gamma, ZPlus
 
 EPSILON = 0.1
 COMPOSITE = Composite([(AnyLinear, Epsilon(EPSILON))], unmatched="gradient")
@@ -414,3 +414,64 @@ def test_a_missing_value_stays_missing():
         found = relevance(model, x)[1]
         assert found[0].isnan().all()
         assert found[1].isfinite().all()
+
+
+class Overwritten(nn.Module):
+    """A dense layer whose input is overwritten before its output is consumed, or a copy of it is not."""
+
+    def __init__(self, consume, *, copied):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second, self.consume, self.copied = nn.Linear(8, 8), nn.Linear(8, 3), consume, copied
+        self.double().requires_grad_(requires_grad=False)
+
+    def forward(self, x):
+        a = x * 2
+        z = self.first(a.clone() if self.copied else a)
+        a.mul_(3)
+        return self.second(self.consume(z))
+
+
+CONSUME = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "sum": lambda z: z + 1,
+    "view": lambda z: z.view(-1, 8),
+    "relu_": lambda z: z.relu_(),
+}
+
+
+@pytest.mark.parametrize("name", CONSUME)
+@pytest.mark.parametrize("rule", [Epsilon(EPSILON), Gamma(0.25), ZPlus()], ids=repr)
+def test_an_input_that_is_overwritten_before_the_output_is_consumed(rule, name, close):
+    """Relevance is that of the input as the layer saw it, or there is an error: where a rule needs it.
+
+    Epsilon needs it where its node stands on the output itself, as a ReLU in place asks for.
+    """
+    short = isinstance(rule, Epsilon) and name != "relu_"
+    consume = CONSUME[name]
+    composite = Composite([(AnyLinear, rule)])
+    found = []
+    for copied in (True, False):
+        leaf = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        with composite.context(model := Overwritten(consume, copied=copied)):
+            out = model(leaf)[:, 1].sum()
+            if not (copied or short):
+                with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                    torch.autograd.grad(out, leaf)
+                return
+            found.append(torch.autograd.grad(out, leaf)[0])
+    close(found[1], found[0], tol=1e-12)
+
+
+def test_an_input_that_is_overwritten_before_a_batch_norm():
+    class Normed(Overwritten):
+        def __init__(self):
+            super().__init__(None, copied=False)
+            self.consume = nn.BatchNorm1d(8).double()
+
+    model = Normed().eval()
+    leaf = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    text = r"input of the layer before the BatchNorm in module 'consume'.*shape \(5, 8\), was overwritten in place"
+    with COMPOSITE.context(model), pytest.raises(LRPError, match=text):
+        model(leaf)

@@ -297,6 +297,38 @@ def test_a_model_may_write_to_what_the_layer_returned(kind, batch_first):
     equal(relevance(composite, model, x), expected)
 
 
+class Residual(nn.Module):
+    """A recurrent layer whose output is added to its input, in place or not."""
+
+    def __init__(self, kind, *, in_place):
+        super().__init__()
+        self.layer, self.head, self.in_place = KINDS[kind](batch_first=True), nn.Linear(4, 2), in_place
+        self.widen = nn.Linear(4, 3)
+        self.double().requires_grad_(requires_grad=False)
+
+    def forward(self, x):
+        x = x * 1.0
+        out = self.widen(self.layer(x)[0])
+        x = x.add_(out) if self.in_place else x + out
+        return self.head(torch.cat((x[:, 1], x[:, 2, :1]), 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_may_write_to_what_it_gave_the_layer(kind):
+    found = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        model, x = Residual(kind, in_place=in_place), sequences()
+        found.append(lrphooks.lrp(model, x, 1, every_layer(Epsilon(0.1))))
+    equal(found[1], found[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_without_rows(kind):
+    found = lrphooks.lrp(Residual(kind, in_place=False), sequences(rows=0), 1, every_layer(Epsilon(0.1)))
+    assert found.shape == (0, *sequences().shape[1:])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpoints(kind):
     composite, x, model = every_layer(ZPlus(0.1)), sequences(), reader(kind, num_layers=2)

@@ -194,6 +194,22 @@ def test_a_sum_that_is_kept_cannot_be_overwritten():
         model(leaf).sum().backward()
 
 
+@pytest.mark.parametrize("aside", [norm, F.gelu, rms], ids=["norm", "gelu", "rms"])
+def test_what_keeps_a_sum_may_have_no_part_in_what_is_explained(aside, close):
+    """As a head for training alone: the model may overwrite the sum, and its gradient stands that."""
+
+    def run(z, x):
+        norm(x)
+        s = z + x
+        if not isinstance(x, Reference):
+            aside(s)
+        return s.mul_(2)
+
+    model = Model(run)
+    x = torch.randn(5, 8, dtype=torch.float64)
+    close(relevance(model, x)[1], expected(model, x)[1], tol=1e-11)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_types_of_few_digits_keep_a_copy(dtype, decided):
     model = Model(body("before a norm")).to(dtype)

@@ -146,7 +146,7 @@ class Moved:
     def in_one_batch(self, tensor: Tensor) -> tuple[Moved, Tensor]:
         """Return the elements laid out as a product of batches of matrices keeps them, and where these come from."""
         with torch.no_grad():
-            laid = tensor.reshape(-1, *tensor.shape[-2:]).view(tensor.shape)
+            laid = tensor.flatten(0, -3).view(tensor.shape)
         if torch._C._is_alias_of(laid, tensor):  # type: ignore[attr-defined]  # the stubs of torch lack it
             return self, tensor
         raw = TwinNode.apply((laid,), self.raw)

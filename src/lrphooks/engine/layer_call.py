@@ -62,6 +62,7 @@ class LayerCall:
     hooks: the hooks on saved tensors that were in force.
     record: what an observer of the run remembers of the layer.
     filtered: the filter that relevance passes before the rule.
+    version: that of the input as the layer saw it.
     """
 
     run: Run
@@ -74,6 +75,13 @@ class LayerCall:
     hooks: Any = None
     record: object = None
     filtered: TopRelevance | None = None
+    version: int = 0
+
+    @property
+    def intact(self) -> bool:
+        """Whether the input is still as the layer saw it, so that further nodes may be set."""
+        a = self.tensors[0] if self.tensors else None
+        return a is None or a._version == self.version
 
     def merged_with(self, batch_norm: BatchNormCall, statistics: tuple[Tensor | None, ...]) -> LayerCall:
         """Return the call that stands for this layer and the BatchNorm after it."""

@@ -117,6 +117,7 @@ def execute(
         input_link=None if note is None else note.link,
         record=record,
         filtered=filtered,
+        version=a._version,
     )
     if pending:
         return layer.guard(z)
@@ -168,6 +169,12 @@ def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | None) -> Any
     eps = call.argument(7, "eps", 1e-5)
     if layer is None:
         return run.observed(call, rule, _evaluated)
+    if not layer.intact:
+        raise LRPError(
+            f"The input of the layer before the BatchNorm in {run.name_of_running()}, of shape "
+            f"{tuple(layer.tensors[0].shape)}, was overwritten in place before its output was used, so "  # type: ignore[union-attr]  # there is one
+            f"{layer.rule!r} cannot be set on both together. Write out of place there: x = f(x) in place of f_(x)."
+        )
     source = call.dependent[0]
     note = notes.read(source, run)
     if note is not None and isinstance(note.moved, Moved) and layer.hooks == saving_hooks():

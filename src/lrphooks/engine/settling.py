@@ -26,21 +26,28 @@ def settled(run: Run, tensor: Tensor) -> Tensor:
     if isinstance(moved, Summed):
         _settle_sum(run, tensor, moved, "")
         return tensor
-    if moved is not None and moved.lean and moved.hooks == saving_hooks():
+    if moved is not None and moved.hooks == saving_hooks() and _by_itself(note, moved):
         return moved.settle(run, tensor, shared=False)
     return _ruled(run, tensor)
 
 
+def _by_itself(note: notes.Note | None, moved: Moved) -> bool:
+    """Whether a node on the elements is to serve a consumer that keeps nothing, in place of the layer's own node."""
+    return moved.lean or note is None or note.layer is None or not note.layer.intact
+
+
 def _settle_sum(run: Run, total: Tensor, summed: Summed, how: Way) -> None:
-    """Settle a sum for a consumer of a kind."""
+    """Settle a sum for a consumer of a kind, unless one was seen that keeps it."""
     # A checkpoint that began behind the sum keeps it, and it stays as it is.
-    summed.settle(run, total, kept=how == "keeps" or summed.hooks != saving_hooks())
+    if not summed.kept:
+        summed.settle(run, total, kept=how == "keeps" or summed.hooks != saving_hooks())
 
 
 def _ruled(run: Run, tensor: Tensor) -> Tensor:
     """Return the tensor with the node of the layer that made it set on it, in place if it can be."""
     note = notes.read(tensor, run)
-    if note is None or note.layer is None or note.ruled:
+    if note is None or note.layer is None or note.ruled or not note.layer.intact:
+        # What the layer keeps for what cannot be seen tells autograd if its input was overwritten.
         return tensor
     if note.layer.hooks != saving_hooks() or note.kept:
         # A checkpoint began behind the layer and keeps its output, which must stay as it is from now on.
@@ -60,7 +67,7 @@ def settle(run: Run, call: Call, waiting: list[Tensor]) -> Call:
         if note.moved is not None and _by_elements(run, call, tensor, note.moved, change):
             continue
         layer = note.layer
-        if layer is None or note.ruled:
+        if layer is None or note.ruled or not layer.intact:
             continue
         if followed and layer.input_nonnegative and not call.writes_in_place and layer.filtered is None:
             # Other consumers may see negative values, so this one gets a node of its own.
@@ -75,6 +82,10 @@ def settle(run: Run, call: Call, waiting: list[Tensor]) -> Call:
 def _by_elements(run: Run, call: Call, tensor: Tensor, moved: Moved | Summed, change: dict[int, Tensor]) -> bool:
     """Settle a tensor whose elements wait for their consumer; return whether the layer's own node has no part in it."""
     if isinstance(moved, Summed):
+        if call.writes_in_place and call.args and call.args[0] is tensor:
+            # Also if a consumer keeps it: relevance may not come back by that one.
+            moved.settle(run, tensor, kept=False)
+            return True
         how = way(call, tensor, run.rule)
         if how != "moves" or not _hands_on(call, tensor):
             _settle_sum(run, tensor, moved, how)
@@ -89,7 +100,7 @@ def _by_elements(run: Run, call: Call, tensor: Tensor, moved: Moved | Summed, ch
     if how == "keeps":
         laid, elements = moved.in_one_batch(tensor) if multiplies_batches(call) else (moved, tensor)
         change[id(tensor)] = laid.settle(run, elements, shared=True)
-    elif how == "reads" and moved.lean:
+    elif how == "reads" and _by_itself(notes.read(tensor, run), moved):
         change[id(tensor)] = moved.settle(run, tensor, shared=False)
     return how == "moves" or id(tensor) in change
 
@@ -104,7 +115,9 @@ def layer_before_relu(run: Run, call: Call, waiting: list[Tensor]) -> LayerCall 
     """Return the layer whose rule may be set behind the ReLU that consumes its output."""
     (z,) = waiting
     note = notes.read(z, run)
-    if note is None or note.layer is None or note.ruled or note.kept or note.layer.share_shift(z.dtype) is None:
+    if note is None or note.layer is None or note.ruled or note.kept or not note.layer.intact:
+        return None
+    if note.layer.share_shift(z.dtype) is None:
         return None
     # Whoever asks for the gradient at the output itself is to get it.
     asked = z.retains_grad or z._backward_hooks

@@ -97,12 +97,16 @@ class SumNode(Function):
 
 @dataclass(slots=True)
 class Summed:
-    """A sum that waits for its consumer: the layer's output z, a link to the other summand y, and how to have that."""
+    """A sum that waits for its consumer: links to the layer's output z and the other summand y, and how to have that.
+
+    kept: whether a consumer was seen that keeps it; then only a write to it changes what stands for z.
+    """
 
     shift: float
     z: Tensor
     y: Tensor
     again: Again
+    kept: bool = False
 
     @property
     def hooks(self) -> Any:
@@ -111,14 +115,15 @@ class Summed:
 
     def settle(self, run: Run, total: Tensor, *, kept: bool) -> None:
         """Decide what stands for z, now that it is known whether the consumer keeps the sum for its derivative."""
-        again: Again | None = Again(self.hooks)
         # Whoever asks for the gradient at the sum itself is to get it; and what was overwritten, autograd reports.
         if not kept and self.again.holds and not (total.retains_grad or total._backward_hooks):
             z = total - self.again.make()
             with _unsafe_preserve_version_counter(total):
                 SumNode.apply(run, self.shift, self.again, total, self.z, self.y, z)
-            again = None
-        notes.write(total, run, moved=None, again=again)
+            notes.write(total, run, moved=None, again=None)
+            return
+        self.kept = True
+        notes.write(total, run, again=Again(self.hooks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +165,7 @@ def kept_sum(run: Run, call: Call, found: Summands) -> Tensor:
         total = call.invoke()
     raw = found.moved.raw
     out: Tensor = SumNode.apply(run, shift, again, total, raw, y, None)
-    # The model may overwrite y, and with it its place in the graph.
-    link = TwinNode.apply((zero_link(y),), y)
-    notes.write(out, run, moved=Summed(shift, raw, link, again))
+    # The model may overwrite y, and with it its place in the graph; and neither is to be held.
+    to_z, to_y = (TwinNode.apply((zero_link(t),), t) for t in (raw, y))
+    notes.write(out, run, moved=Summed(shift, to_z, to_y, again))
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,8 +61,8 @@ class Dense(LinearMap):
 
     def transpose(self, gradient: Tensor, a: Tensor, weight: Tensor) -> Tensor:
         # As one product of two matrices: of what lies in another order, matmul makes many small ones.
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        return torch.mm(rows, weight.to(gradient.dtype).conj()).reshape(*gradient.shape[:-1], -1)
+        rows = gradient.reshape(math.prod(gradient.shape[:-1]), gradient.shape[-1])
+        return torch.mm(rows, weight.to(gradient.dtype).conj()).reshape(*gradient.shape[:-1], weight.shape[1])
 
     def per_input_channel(self, weight: Tensor, values: Tensor, a: Tensor) -> Tensor | None:
         if values.numel() == 1 or values.shape == a.shape[-1:]:

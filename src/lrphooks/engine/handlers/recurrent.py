@@ -131,10 +131,9 @@ def _stack(run: Run, name: str, arguments: dict[str, Any]) -> Stack | None:
 
 def _as_one(run: Run, stack: Stack, call: Call, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
     """Return the values of the call with the one node of its layers."""
-    states = unrolled.states_in(arguments["hx"])
-    out: tuple[Tensor, ...] = RecurrentNode.apply(
-        run, stack, call.invoke, arguments["input"], *states, *arguments["params"]
-    )
+    # Copies, since the model may write to what it gave, of which torch's own backward pass keeps none on a CPU.
+    given = [t.clone() for t in (arguments["input"], *unrolled.states_in(arguments["hx"]))]
+    out: tuple[Tensor, ...] = RecurrentNode.apply(run, stack, call.invoke, *given, *arguments["params"])
     if stack.name == "rnn_relu":
         for tensor in out:
             notes.write(tensor, run, nonnegative=True)
