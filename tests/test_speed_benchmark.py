@@ -49,6 +49,31 @@ def test_every_subject_is_measured(tmp_path, capsys):
             assert not row["error"], row
 
 
+def test_runs_are_joined_to_one_page(tmp_path, capsys):
+    names, pages = ("a.json", "b.json", "page.md"), []
+    first, second, page = (tmp_path / name for name in names)
+    common = ["--quick", "--repeats", "1", "--subject", "lrphooks epsilon"]
+    for model, file in (("tiny", first), ("LSTM", second)):
+        assert main(["--model", model, *common, "--json", str(file)]) == 0
+        pages.append(capsys.readouterr().out)
+    assert main(["--growth", "targets", "--quick", "--repeats", "1", "--json", str(tmp_path / "c.json")]) == 0
+    capsys.readouterr()
+    joins = [f"--join={tmp_path / name}" for name in ("a.json", "b.json", "c.json")]
+    assert main([*joins, "--table", str(page), "--json", str(tmp_path / "d.json")]) == 0
+    text = page.read_text()
+    assert capsys.readouterr().out == text + "\n"
+    # Every line of figures is one of a run, but for the table of all models.
+    lines = [line for line in text.splitlines() if line.startswith("| lrphooks epsilon |")]
+    assert len(lines) == 3
+    assert all(line in pages[0] + pages[1] for line in lines[1:])
+    heads = [line for line in text.splitlines() if line.startswith("| | tiny | LSTM |")]
+    assert len(heads) == 1
+    assert text.count("- `python -m benchmarks.speed") == 3
+    assert "## Growth with the targets" in text
+    rows = [row for name in names[:2] for row in json.loads((tmp_path / name).read_text())["rows"]]
+    assert json.loads((tmp_path / "d.json").read_text())["rows"] == rows
+
+
 @pytest.mark.parametrize("case", cases.CASES.values(), ids=lambda case: case.name)
 def test_what_is_timed_where_nothing_is_named(case):
     assert set(case.subjects) <= set(subjects.SUBJECTS)
@@ -95,7 +120,7 @@ def test_growth_is_measured_at_every_value(tmp_path, capsys):
     for name in growth.GROWTHS:
         options += ["--growth", name]
     assert main(options) == 0
-    points = json.loads(files[0].read_text())["growth"]
+    points = json.loads(files[0].read_text())["points"]
     page = capsys.readouterr().out
     for name, its in growth.GROWTHS.items():
         found = {}

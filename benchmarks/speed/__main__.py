@@ -4,12 +4,12 @@ python -m benchmarks.speed                                  # all models, batch 
 python -m benchmarks.speed --quick                          # small images, under two minutes
 python -m benchmarks.speed --growth depth --growth targets   # how cost grows
 python -m benchmarks.speed --model ResNet-50 --batch 1 --batch 8 --json speed.json --table docs/speed.md
+python -m benchmarks.speed --join a.json --join b.json --table docs/speed.md   # one page of several runs
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed import cases, growth, report, subjects
-from benchmarks.speed.measure import Row, Setting, as_records, measure
+from benchmarks.speed.measure import Setting, measure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,16 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     # Only what is asked for, where anything is.
     names = options.model or (() if options.growth else cases.QUICK if options.quick else cases.USUAL)
-    command = _command(arguments)
-    rows: list[Row] = []
-    points: list[growth.Point] = []
-
-    def keep() -> str:
-        # After each model, so that a run that is stopped leaves what it measured.
-        page = report.table(rows, points, command, report.machine(options.device, options.threads))
-        _write(page, rows, points, command, options)
-        return page
-
+    if options.join:
+        joined = report.Found.joined(path.read_text() for path in options.join)
+        print(_kept(joined, options))
+        return _drawn(joined, options)
+    found = report.Found([_command(arguments)], report.machine(options.device, options.threads))
     page = ""
     for name in names:
         case = cases.CASES[name]
@@ -49,18 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             size = options.size or (case.quick if options.quick else case.size)
             repeats = options.repeats or (3 if options.quick else 7)
             setting = Setting(batch, size, repeats, options.device, getattr(torch, options.dtype))
-            rows += measure(case, chosen, setting)
+            found.rows += measure(case, chosen, setting)
             print(f"{name}, batch {batch}: done", file=sys.stderr)
-            page = keep()
+            page = _kept(found, options)
     for name in options.growth:
         setting = Setting(1, 0, options.repeats or 3, options.device, getattr(torch, options.dtype))
-        points += growth.measure(growth.GROWTHS[name], setting, quick=options.quick, values=options.value)
+        found.points += growth.measure(growth.GROWTHS[name], setting, quick=options.quick, values=options.value)
         print(f"growth with the {name}: done", file=sys.stderr)
-        page = keep()
+        page = _kept(found, options)
     print(page)
-    if options.plot and not report.plot(rows, points, options.plot):
-        print("no plot: matplotlib is not installed", file=sys.stderr)
-    return 0
+    return _drawn(found, options)
 
 
 def _command(arguments: Sequence[str]) -> str:
@@ -71,12 +64,20 @@ def _command(arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "benchmarks.speed", *kept])
 
 
-def _write(page: str, rows: list[Row], points: list[growth.Point], command: str, options: argparse.Namespace) -> None:
+def _kept(found: report.Found, options: argparse.Namespace) -> str:
+    """Write what was measured so far, so that a run that is stopped leaves it, and return the page."""
+    page = report.table(found)
     if options.table:
         options.table.write_text(page)
     if options.json:
-        found = {"command": command, "rows": as_records(rows), "growth": growth.as_records(points)}
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(found.written())
+    return page
+
+
+def _drawn(found: report.Found, options: argparse.Namespace) -> int:
+    if options.plot and not report.plot(found.rows, found.points, options.plot):
+        print("no plot: matplotlib is not installed", file=sys.stderr)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compile", action="store_true", help="time compiled gradients and relevance as well")
     parser.add_argument("--json", type=Path, help="write the measurements there")
     parser.add_argument("--table", type=Path, help="write the page there")
+    parser.add_argument("--join", action="append", type=Path, help="the page of such a JSON, or of several")
     parser.add_argument("--plot", type=Path, help="draw the ratios there, where matplotlib is installed")
     return parser
 

@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 import lrphooks
 from benchmarks.speed import cases
-from benchmarks.speed.measure import Setting, in_turn, peak
+from benchmarks.speed.measure import Setting, in_turn, peak, quartiles
 from benchmarks.speed.subjects import SUBJECTS, Run, gradient_of, sharing
 from lrphooks import composites
 
@@ -137,7 +137,7 @@ def measure(growth: Growth, setting: Setting, *, quick: bool, values: Sequence[i
             seconds = statistics.median(times[""])
             points.append(Point(growth.name, kind, value, growth.base, 1.0, 1.0, 1.0, seconds, 1.0, least))
             for name, run in runs.items():
-                low, middle, high = statistics.quantiles(ratios[name], n=4, method="inclusive")
+                middle, (low, high) = statistics.median(ratios[name]), quartiles(ratios[name])
                 memory = peak(run, x)
                 taken = statistics.median(times[name])
                 points.append(
@@ -178,11 +178,6 @@ def exponent(points: Sequence[Point], subject: str, of: Callable[[Point], float]
         return math.nan
     logs = [(math.log(p.value), math.log(of(p))) for p in chosen]
     return statistics.linear_regression(*map(list, zip(*logs, strict=True))).slope
-
-
-def as_records(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Return points as they are written to JSON."""
-    return [asdict(point) for point in points]
 
 
 def table(points: Sequence[Point]) -> str:

@@ -9,8 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -112,11 +111,6 @@ def _measure(case: Case, subjects: Sequence[Subject], setting: Setting) -> list[
     own.throughput = _amount(case.unit, setting) / base
     own.low, own.high = (edge / base for edge in quartiles(times[""]))
     return [own, *rows.values(), _context(case, model, setting, base)]
-
-
-def as_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return rows as they are written to JSON."""
-    return [asdict(row) for row in rows]
 
 
 def _opened(

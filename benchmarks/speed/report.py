@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -14,13 +17,41 @@ from benchmarks.speed.measure import Row
 
 
 def machine(device: str, threads: int) -> str:
-    """Return what the figures depend on, without names of machines."""
+    """Return what the figures depend on, without names of machines, and the day."""
     where = torch.cuda.get_device_name() if device.startswith("cuda") else f"{platform.machine()} CPU"
-    return f"torch {torch.__version__}, {where}, {threads} {'thread' if threads == 1 else 'threads'}"
+    day = datetime.now(timezone.utc).date().isoformat()
+    return f"torch {torch.__version__}, {where}, {threads} {'thread' if threads == 1 else 'threads'}, {day}"
 
 
-def table(rows: Sequence[Row], points: Sequence[growth.Point], command: str, where: str) -> str:
-    """Return the page: the rows of each model, and how cost grows."""
+@dataclass
+class Found:
+    """What was measured: by which commands, on what, and the figures."""
+
+    commands: list[str]
+    where: str
+    rows: list[Row] = field(default_factory=list)
+    points: list[growth.Point] = field(default_factory=list)
+
+    def written(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def joined(cls, texts: Iterable[str]) -> Found:
+        """Return what several runs measured, as JSON, in one."""
+        found = cls([], "")
+        for text in texts:
+            part = json.loads(text)
+            found.commands += part["commands"]
+            found.where = part["where"]
+            found.rows += [Row(**row) for row in part["rows"]]
+            found.points += [growth.Point(**point) for point in part["points"]]
+        return found
+
+
+def table(found: Found) -> str:
+    """Return the page: all models side by side, the rows of each, and how cost grows."""
+    rows = found.rows
     lines = [
         "# Speed",
         "",
@@ -29,8 +60,11 @@ def table(rows: Sequence[Row], points: Sequence[growth.Point], command: str, whe
         "of the repeats. Networks are random, scaled so that activations stay in range; what zennit computes alike was",
         "compared before it was timed, and the difference is relative to the largest relevance.",
         "",
-        f"`{command}`, {where}.",
+        *(f"- `{command}`" for command in found.commands),
+        "",
+        f"{found.where}.",
     ]
+    lines += _side_by_side(rows)
     for model, batch in dict.fromkeys((row.model, row.batch) for row in rows):
         lines += [
             "",
@@ -40,7 +74,25 @@ def table(rows: Sequence[Row], points: Sequence[growth.Point], command: str, whe
             "|---|---|---|---|---|---|",
         ]
         lines += [_line(row) for row in rows if (row.model, row.batch) == (model, batch)]
-    return "\n".join([*lines, growth.table(points)]).rstrip("\n") + "\n"
+    return "\n".join([*lines, growth.table(found.points)]).rstrip("\n") + "\n"
+
+
+def _side_by_side(rows: Sequence[Row]) -> list[str]:
+    """Return time and memory of every rule on every model, where there are several."""
+    models = list(dict.fromkeys((row.model, row.batch) for row in rows))
+    if len(models) < 2:
+        return []
+    cells = {(row.subject, row.model, row.batch): row for row in rows if not row.error and row.memory}
+    names = [name for name in dict.fromkeys(row.subject for row in rows) if any(key[0] == name for key in cells)]
+    batches = {batch for _, batch in models}
+    heads = [model if len(batches) == 1 else f"{model}, {batch}" for model, batch in models]
+    lines = ["", "## All models", "", "Time, and in brackets peak memory.", "", f"| | {' | '.join(heads)} |"]
+    lines.append(f"|---|{'---|' * len(heads)}")
+    for name in names:
+        found = [cells.get((name, *model)) for model in models]
+        shown = ["" if row is None else f"{row.ratio:.2f} ({row.memory:.2f})" for row in found]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return lines
 
 
 def _line(row: Row) -> str:
