@@ -290,20 +290,22 @@ def test_targets_in_one_batch_and_a_graph_that_is_kept(name, close):
         close(once[target], expected(model, x, target)[1], tol=tolerance(name))
 
 
+class InCheckpoint(nn.Module):
+    """A model that runs again in the backward pass, and something after it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return checkpoint(self.model, x, use_reentrant=False) * 1.0
+
+
 @pytest.mark.parametrize("name", BODIES)
 def test_inside_of_a_checkpoint(name, close):
     x = torch.randn(5, 8, dtype=torch.float64)
     model = Model(BODIES[name])
-
-    class Outer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, x):
-            return checkpoint(self.model, x, use_reentrant=False) * 1.0
-
-    close(relevance(Outer(), x)[1], expected(model, x)[1], tol=tolerance(name))
+    close(relevance(InCheckpoint(model), x)[1], expected(model, x)[1], tol=tolerance(name))
 
 
 def share(t, part):

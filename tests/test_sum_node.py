@@ -6,13 +6,12 @@ The reference is that of test_epsilon_kept: layers written out, with the derivat
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lrphooks.engine.sum_node import Summed
 from lrphooks.rules import Epsilon
 from small_networks import every_layer
-from test_epsilon_kept import COMPOSITE, Model, Reference, Unseen, expected, loses, relevance, then
+from test_epsilon_kept import COMPOSITE, InCheckpoint, Model, Reference, Unseen, expected, loses, relevance, then
 
 
 def norm(t):
@@ -128,16 +127,7 @@ def test_targets_in_one_batch(name, close):
 def test_inside_of_a_checkpoint(name, close):
     x = torch.randn(5, 8, dtype=torch.float64)
     model = Model(body(name))
-
-    class Outer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, x):
-            return checkpoint(self.model, x, use_reentrant=False) * 1.0
-
-    close(relevance(Outer(), x)[1], expected(model, x)[1], tol=1e-11)
+    close(relevance(InCheckpoint(model), x)[1], expected(model, x)[1], tol=1e-11)
 
 
 @pytest.mark.parametrize("name", BODIES)

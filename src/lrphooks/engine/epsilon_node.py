@@ -1,9 +1,10 @@
-"""The epsilon rule of a dense layer as a share of the gradient, for consumers that are seen.
+"""The epsilon rule of a layer as a share of the gradient, for consumers that are seen.
 
 With a constant stabilizer the rule is the gradient times z / (z + s sign z), element by element. So it may stand
 wherever the elements of the output have been moved to, and keeps nothing but them: the rest of the way is the plain
 gradient of what was moved and of the layer. Where the consumer keeps the same memory anyway, it costs none; elsewhere
-the node keeps a copy, since the model may overwrite what no other operation keeps.
+the node keeps a copy, since the model may overwrite what no other operation keeps. A convolution, whose gradient keeps
+its input anyway, has its own node there.
 
 The node's way back goes around the guard of the layer: along the same moves, of the output as it was before it.
 """

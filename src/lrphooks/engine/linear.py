@@ -16,7 +16,8 @@ from lrphooks.engine.epsilon_node import Moved
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
-from lrphooks.engine.nodes import BatchNormNode, ParameterizedMapNode, ScaleNode, unaliased
+from lrphooks.engine.nodes import ParameterizedMapNode, ScaleNode, unaliased
+from lrphooks.engine.normalization_nodes import BatchNormNode
 from lrphooks.engine.passing import through
 from lrphooks.layers.linear_map import Dense, General, LinearMap, bind_convolution
 from lrphooks.rules.base import LayerRule, Rule
@@ -169,10 +170,11 @@ def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | None) -> Any
     eps = call.argument(7, "eps", 1e-5)
     if layer is None:
         return run.observed(call, rule, _evaluated)
-    if not layer.intact:
+    a = layer.tensors[0]
+    if a is not None and not layer.intact:
         raise LRPError(
             f"The input of the layer before the BatchNorm in {run.name_of_running()}, of shape "
-            f"{tuple(layer.tensors[0].shape)}, was overwritten in place before its output was used, so "  # type: ignore[union-attr]  # there is one
+            f"{tuple(a.shape)}, was overwritten in place before its output was used, so "
             f"{layer.rule!r} cannot be set on both together. Write out of place there: x = f(x) in place of f_(x)."
         )
     source = call.dependent[0]

@@ -92,7 +92,7 @@ def _by_elements(run: Run, call: Call, tensor: Tensor, moved: Moved | Summed, ch
         return True
     if moved.hooks != saving_hooks():
         return False
-    added = summands(run, call, saving_hooks())
+    added = summands(run, call)
     if takes_share(call, tensor, run.rule) or (added is not None and tensor is added.z):
         # The handler of the call does it.
         return True

@@ -1,4 +1,4 @@
-"""The epsilon rule of a dense layer whose output z goes into a sum alone, as in a residual block: z is kept by nobody.
+"""The epsilon rule of a layer whose output z goes into a sum alone, as in a residual block: z is kept by nobody.
 
 Where autograd keeps the sum (a normalisation does) and the other summand, or what that is made of, z is their
 difference, and the rule keeps nothing of its own. The sum is known before its consumer is, so the rule counts on
@@ -24,6 +24,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.epsilon_node import Moved, share_of
+from lrphooks.engine.layer_call import saving_hooks
 from lrphooks.engine.nodes import TwinNode, absent, zero_link
 from lrphooks.rules.operation import Gradient
 
@@ -136,7 +137,7 @@ class Summands:
     again: Again
 
 
-def summands(run: Run, call: Call, hooks: Any) -> Summands | None:
+def summands(run: Run, call: Call) -> Summands | None:
     """Return what a call adds if z can be had again as a difference, else None."""
     if call.operation.name != "add" or call.writes_in_place or call.kwargs or len(call.args) != 2:
         return None
@@ -145,6 +146,7 @@ def summands(run: Run, call: Call, hooks: Any) -> Summands | None:
         return None
     if first.dtype != second.dtype or first.dtype not in (torch.float32, torch.float64):
         return None
+    hooks = saving_hooks()
     for z, y in ((first, second), (second, first)):
         note, other = notes.read(z, run), notes.read(y, run)
         moved = None if note is None else note.moved

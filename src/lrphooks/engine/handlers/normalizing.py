@@ -16,7 +16,8 @@ from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.layer_call import saving_hooks
-from lrphooks.engine.nodes import NormalizationNode, ScaleNode
+from lrphooks.engine.nodes import ScaleNode
+from lrphooks.engine.normalization_nodes import NormalizationNode
 from lrphooks.engine.passing import through
 from lrphooks.engine.sum_node import Again
 from lrphooks.rules.base import Rule
