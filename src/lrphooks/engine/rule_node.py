@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lrphooks.engine.derivatives import spare
 from lrphooks.engine.nodes import _sum, absent, alias, per_input, zero_link
 from lrphooks.layers.layer import Factor, Layer, Route, WeightForm
 from lrphooks.rules.factors import share_of_sizes
@@ -207,10 +208,11 @@ def by_weight(gradient: Tensor, kept: Iterable[Factor]) -> dict[WeightForm, tupl
     """Return what goes back through the weight in each form, and the number that it is still to be multiplied by."""
     parts: dict[WeightForm, tuple[Tensor, float]] = {}
     for factor in chain.from_iterable((each,) if each.split is None else each.split(each.values) for each in kept):
+        product = factor.times(gradient)
         one_sign = any(route.signed for route in factor.routes)
         for route in factor.routes:
-            size = replace(factor, values=factor.values.abs()) if one_sign and not route.signed else factor
-            part = size.times(gradient)
+            # A factor of the sign of the output leaves the gradient its sign where only its size counts.
+            part = torch.copysign(product, gradient) if one_sign and not route.signed else product
             if route.weight in parts:
                 before, scale = parts[route.weight]
                 parts[route.weight] = torch.add(before * scale, part, alpha=route.scale), 1.0
@@ -232,9 +234,10 @@ def _returned(
     # The last is scaled as it is added, which costs nothing.
     for form, (part, scale) in sorted(parts.items(), key=lambda item: item[1][1] != 1.0):
         grad = _transposed(call, form, part, a, modified)
-        if direct is None and scale != 1.0:
-            grad = grad * scale
-        direct = grad if direct is None else torch.add(direct, grad, alpha=scale)
+        if direct is None:
+            direct = grad if scale == 1.0 else grad * scale
+        else:
+            direct = torch.add(direct, grad, alpha=scale, out=spare(direct, grad))
     return direct
 
 
@@ -246,10 +249,15 @@ def _transposed(
         up, down = (call.map.transpose(part, a, modified[way]) for way in ("positive", "negative"))
         if torch.is_grad_enabled() or a.device.type != "cpu":
             return torch.where(a < 0, down, up)
-        # Exact for weights of 0 and 1; torch.where takes several times as long on a CPU.
-        return torch.lerp(up, down, a.sign().neg_().clamp_(min=0).to(up.dtype))
+        # Exact for weights of 0 and 1; torch.where takes several times as long on a CPU, and masks too.
+        return torch.lerp(up, down, torch.lt(a, 0, out=torch.empty_like(a, dtype=up.dtype)), out=spare(up, part))
     grad = call.map.transpose(part, a, modified[form])
-    return grad * a.sign() if form == "absolute" and not call.input_nonnegative else grad
+    if form != "absolute" or call.input_nonnegative:
+        return grad
+    if torch.is_grad_enabled():
+        return grad * a.sign()
+    signs = a.sign()
+    return torch.mul(grad, signs, out=spare(signs, grad))
 
 
 def _modified_weights(layer: Layer, call: LayerCall, routes: tuple[tuple[Route, ...], ...]) -> dict[WeightForm, Tensor]:
