@@ -137,7 +137,7 @@ class Recorder(Observer):
 
     def probe(self, run: Run, tensor: Tensor, *, as_relevance: bool = False) -> Tensor:
         """Watch an operand of the operation that is about to run."""
-        probed: Tensor = ScaleNode.apply(run, 1.0, tensor)  # type: ignore[no-untyped-call]
+        probed: Tensor = ScaleNode.apply(run, 1.0, tensor)
         note = notes.read(tensor, run)
         if note is not None:
             facts = {"nonnegative": note.nonnegative, "offset": note.offset, "link": note.link, "layer": note.layer}

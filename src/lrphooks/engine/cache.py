@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
@@ -17,6 +18,10 @@ _COPIED = 1 << 14
 _SPAN = 1 << 12
 
 
+#: What tells one state of a tensor from another without a look at its values.
+_State = tuple[int, int, torch.dtype, torch.Size]
+
+
 class WeightStore:
     """What a session keeps between forward passes, by the tensors it was computed from.
 
@@ -28,21 +33,38 @@ class WeightStore:
         self.once = once
         self.owned = frozenset(id(t) for t in (*model.parameters(), *model.buffers()))
         self.entries: dict[tuple[Any, ...], _Entry] = {}
+        self._seen: dict[int, _Seen] = {}
 
     def clear(self) -> None:
         """Forget everything, so that a session that ended holds no memory."""
         self.entries.clear()
+        self._seen.clear()
+
+    def token(self, tensor: Tensor, state: _State) -> object:
+        """Return what stands for the tensor's values: the same object as before if they are seen to be the same."""
+        print_ = None if self.once else fingerprint(tensor)
+        seen = self._seen.get(id(tensor))
+        if seen is None or seen.state != state or not _same(seen.print, print_):
+            seen = self._seen[id(tensor)] = _Seen(tensor, state, print_, object())
+        return seen.token
 
 
+@dataclass(slots=True)
+class _Seen:
+    """A tensor as it was last seen; holding it keeps its identity from being given to another."""
+
+    tensor: Tensor
+    state: _State
+    print: Tensor | None
+    token: object
+
+
+@dataclass(slots=True)
 class _Entry:
-    """A computed value, the tensors that it came from, and what these were like."""
+    """A computed value, and the tokens of the values that it came from."""
 
-    __slots__ = ("pass_", "prints", "state", "tensors", "value")
-
-    def __init__(self, pass_: object, state: Any, tensors: Any, prints: Any, value: Any) -> None:
-        self.pass_, self.state, self.prints, self.value = pass_, state, prints, value
-        # Holding the tensors keeps their identities from being given to others.
-        self.tensors = tensors
+    tokens: list[object]
+    value: Any
 
 
 class WeightCache:
@@ -51,37 +73,30 @@ class WeightCache:
     Tensors that are not the model's own, such as weights made anew in each forward pass, are never kept.
     """
 
-    __slots__ = ("_prints", "_store")
+    __slots__ = ("_store", "_tokens")
 
     def __init__(self, store: WeightStore) -> None:
         self._store = store
-        self._prints: dict[tuple[Any, ...], Tensor | None] = {}
+        self._tokens: dict[int, tuple[_State, object]] = {}
 
     def get(self, key: tuple[Any, ...], parameter: float, make: Callable[[], T]) -> T:
         """Return ``make()``, from memory where the tensors in ``key`` are as they were."""
-        tensors = tuple(part for part in key if isinstance(part, Tensor))
+        tensors = [part for part in key if isinstance(part, Tensor)]
         if not all(id(t) in self._store.owned for t in tensors):
             return make()
         name = (parameter, *(id(part) if isinstance(part, Tensor) else part for part in key))
-        state = tuple((id(t), t._version, t.data_ptr(), t.dtype, t.shape) for t in tensors)
+        tokens = [self._token(tensor) for tensor in tensors]
         entry = self._store.entries.get(name)
-        if entry is not None and entry.state == state:
-            if entry.pass_ is self._prints:
-                return entry.value  # type: ignore[no-any-return]
-            if all(map(_same, entry.prints, prints := self._printed(tensors, state))):
-                entry.pass_, entry.prints = self._prints, prints
-                return entry.value  # type: ignore[no-any-return]
-        value = make()
-        self._store.entries[name] = _Entry(self._prints, state, tensors, self._printed(tensors, state), value)
-        return value
+        if entry is None or entry.tokens != tokens:
+            entry = self._store.entries[name] = _Entry(tokens, make())
+        return entry.value  # type: ignore[no-any-return]
 
-    def _printed(self, tensors: tuple[Tensor, ...], state: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
-        if self._store.once:
-            return (None,) * len(tensors)
-        for tensor, name in zip(tensors, state, strict=True):
-            if name not in self._prints:
-                self._prints[name] = fingerprint(tensor)
-        return tuple(self._prints[name] for name in state)
+    def _token(self, tensor: Tensor) -> object:
+        state = (tensor._version, tensor.data_ptr(), tensor.dtype, tensor.shape)
+        known = self._tokens.get(id(tensor))
+        if known is None or known[0] != state:
+            known = self._tokens[id(tensor)] = (state, self._store.token(tensor, state))
+        return known[1]
 
 
 def fingerprint(tensor: Tensor) -> Tensor | None:

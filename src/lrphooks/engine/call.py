@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +14,34 @@ from torch import Tensor
 
 from lrphooks.operations import Operation
 
-
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Yield the tensors among arguments, within lists, tuples and dicts too."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_in(value)
-        elif isinstance(value, dict):
-            yield from tensors_in(value.values())
-
-
-def replace_tensors(value: Any, change: Mapping[int, Any]) -> Any:
-    """Return the value with each tensor whose identity is in ``change`` exchanged."""
-    return _mapped(value, Tensor, lambda tensor: change.get(id(tensor), tensor))
-
+if TYPE_CHECKING:
+    from lrphooks.rules.base import Rule
 
 #: Arguments that hold nothing, as most do.
 _SIMPLE = frozenset((int, float, bool, str, type(None)))
+_HOLDERS = (list, tuple, dict)
+
+
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors among arguments, within lists, tuples and dicts too."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif type(value) in _SIMPLE:
+            continue
+        elif isinstance(value, list | tuple):
+            found += tensors_in(value)
+        elif isinstance(value, dict):
+            found += tensors_in(value.values())
+    return found
+
+
+def replace_tensors(value: Any, change: Mapping[int, Any]) -> Any:
+    """Return the value with each tensor whose identity is in ``change`` exchanged, within containers too."""
+    if type(value) is tuple:
+        return tuple([replace_tensors(v, change) if isinstance(v, _HOLDERS) else change.get(id(v), v) for v in value])
+    return _mapped(value, Tensor, lambda tensor: change.get(id(tensor), tensor))
 
 
 def _mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
@@ -60,13 +69,14 @@ class _Hole:
 
 @dataclass(slots=True)
 class Call:
-    """A call of a torch function: what it is, its arguments, and which of them carry relevance."""
+    """A call of a torch function: what it is, its arguments, which of them carry relevance, and its rule once known."""
 
     operation: Operation
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     dependent: list[Tensor] = field(default_factory=list)
+    rule: Rule | None = None
 
     def invoke(self) -> Any:
         """Run the function."""
@@ -78,16 +88,29 @@ class Call:
             return self
         keep = self.args[:1] if self.operation.in_place else ()
         args = keep + replace_tensors(tuple(self.args[len(keep) :]), change)
+        kwargs = replace_tensors(self.kwargs, change) if self.kwargs else {}
         dependent = [change.get(id(t), t) for t in self.dependent]
-        return Call(self.operation, self.function, args, replace_tensors(self.kwargs, change), dependent)
+        return Call(self.operation, self.function, args, kwargs, dependent, self.rule)
 
     def over(self, sources: Sequence[Tensor | None]) -> Callable[..., Any]:
         """Return the call as a function of some of its tensors, which the function does not hold.
 
         Nodes keep such functions for as long as the graph lasts, and tensors no longer than autograd saves them.
         """
-        holes = {id(source): _Hole(i) for i, source in enumerate(sources) if source is not None}
-        function, arguments = self.function, replace_tensors((self.args, self.kwargs), holes)
+        places = {id(source): i for i, source in enumerate(sources) if source is not None}
+        function, held = self.function, self.kwargs or any(isinstance(v, list | tuple | dict) for v in self.args)
+        if not held:
+            args = [None if id(value) in places else value for value in self.args]
+            filled = [(k, places[id(value)]) for k, value in enumerate(self.args) if id(value) in places]
+
+            def flat(*tensors: Tensor | None) -> Any:
+                given = list(args)
+                for k, i in filled:
+                    given[k] = tensors[i]
+                return function(*given)
+
+            return flat
+        arguments = replace_tensors((self.args, self.kwargs), {key: _Hole(i) for key, i in places.items()})
 
         def call(*tensors: Tensor | None) -> Any:
             args, kwargs = _mapped(arguments, _Hole, lambda hole: tensors[hole.index])

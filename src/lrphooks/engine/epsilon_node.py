@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.derivatives import spare
-from lrphooks.engine.nodes import TwinNode, absent
+from lrphooks.engine.nodes import Node, TwinNode, absent
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.factors import share_of_sizes
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
 
-class EpsilonNode(Function):
+class EpsilonNode(Node):
     """The output z of a layer, or a part of it, as one consumer is to see it.
 
     ``held`` is z in a tuple, which autograd looks past; ``raw`` is z in the graph; ``kept`` is a copy of it, or None

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from lrphooks.engine.nodes import _sum, absent, alias, zero_link
+from lrphooks.engine.nodes import Node, _sum, absent, alias, zero_link
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
     from lrphooks.rules.filter import TopRelevance
 
 
-class FilterNode(Function):
+class FilterNode(Node):
     """A relevance filter between a layer's rule and what consumes its output.
 
     It stands before a :class:`lrphooks.engine.rule_node.RuleNode` and has outputs as that has: z, and the link whose

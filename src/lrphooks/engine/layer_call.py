@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from lrphooks.engine import notes
 from lrphooks.engine.epsilon_node import Moved, Origin
 from lrphooks.engine.filter_node import FilterNode
-from lrphooks.engine.rule_node import ReluRuleNode, RuleNode
+from lrphooks.engine.rule_node import GuardNode, ReluRuleNode, RuleNode
 from lrphooks.layers.layer import Layer, WeightForm
 from lrphooks.layers.linear_map import Dense, LinearMap
 from lrphooks.rules.filter import TopRelevance
@@ -54,9 +54,9 @@ class BatchNormCall:
         return linear_map.scaled(weight, scale.to(weight.dtype)), shift if offset is None else shift + offset
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class LayerCall:
-    """One executed linear layer under a rule.
+    """One executed linear layer under a rule; never changed once made, which a frozen class takes three times as long.
 
     tensors: input, weight, bias, and for a merged BatchNorm its mean, variance, gain and offset.
     hooks: the hooks on saved tensors that were in force.
@@ -85,7 +85,9 @@ class LayerCall:
 
     def merged_with(self, batch_norm: BatchNormCall, statistics: tuple[Tensor | None, ...]) -> LayerCall:
         """Return the call that stands for this layer and the BatchNorm after it."""
-        return replace(self, tensors=(*self.tensors, *statistics), batch_norm=batch_norm)
+        tensors = (*self.tensors, *statistics)
+        told = self.input_nonnegative, self.input_link, batch_norm, self.hooks, self.record, self.filtered, self.version
+        return LayerCall(self.run, self.rule, self.map, tensors, *told)
 
     def bare(self) -> LayerCall:
         """Return the call as its nodes keep it: they save its tensors for backward, which frees them or runs again."""
@@ -112,9 +114,8 @@ class LayerCall:
             # Where the gradient saves no input, the layer's own node would.
             lean = isinstance(self.map, Dense) and self.batch_norm is None
             moved = Moved(Origin(shift, output, self.hooks, lean))
-            # The same memory behind a node of its own, so that the guard is in the way of what cannot be seen alone.
-            output = torch.ops.aten._unsafe_view.default(output, output.shape)
-        out: Tensor = RuleNode.apply(self, None, True, output, None, *self.tensors)
+        # Where what is seen goes around the guard, that is in the way of what cannot be seen alone.
+        out: Tensor = GuardNode.apply(self, "in place" if moved is None else "beside", output, *self.tensors)
         if self.filtered is not None:
             out, _ = FilterNode.apply(self.run, self.filtered, True, out, None)
         notes.write(out, self.run, layer=self, ruled=False, moved=moved)
@@ -134,7 +135,7 @@ class LayerCall:
             ruled, link = RuleNode.apply(self, relu_follows, in_place, output, link_in, *self.tensors)
             if self.filtered is not None:
                 ruled, link = FilterNode.apply(self.run, self.filtered, in_place, ruled, link)
-        notes.write(ruled, self.run, layer=self, ruled=True, moved=None, link=lambda: link)
+        notes.write(ruled, self.run, layer=self, ruled=True, moved=None, link=None if link is None else lambda: link)
         self._tell(ruled, link, relu_follows=relu_follows, linked=link_in is not None)
         return ruled  # type: ignore[no-any-return]
 
@@ -158,7 +159,7 @@ class LayerCall:
         assert a is not None
         output = a.detach().new_zeros((), dtype=dtype).expand(shape)
         with self._outside_of_later_hooks():
-            out: Tensor = RuleNode.apply(self, None, False, output, None, *self.tensors)
+            out: Tensor = GuardNode.apply(self, "link", output, *self.tensors)
         self._tell(None, out)
         return out
 
@@ -229,6 +230,10 @@ def modified_weight(weight: Tensor, form: WeightForm, parameter: float) -> Tenso
     return weight
 
 
+#: The nodes that know which layer made what they stand behind.
+_HOLD_RULES = ("GuardNodeBackward", "RuleNodeBackward")
+
+
 def behind_hooks(tensor: Tensor) -> LayerCall | None:
     """Return the layer whose output a module's backward hook wrapped, or None.
 
@@ -240,5 +245,5 @@ def behind_hooks(tensor: Tensor) -> LayerCall | None:
     while len(nodes) == 1 and type(nodes[0]).__name__ == "BackwardHookFunctionBackward":
         nodes = [source for source, _ in nodes[0].next_functions if source is not None]
         wrapped += 1
-    calls = [node.call for node in nodes if type(node).__name__ == "RuleNodeBackward"]
+    calls = [node.call for node in nodes if type(node).__name__ in _HOLD_RULES]
     return calls[0] if wrapped and len(calls) == 1 and calls[0].tensors else None

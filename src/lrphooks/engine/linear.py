@@ -35,7 +35,8 @@ _TRANSPOSED_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "output
 
 def linear(run: Run, call: Call, rule: Rule) -> Any:
     """Run a linear layer; its rule is settled by what consumes the output."""
-    names = _TRANSPOSED_ARGUMENTS if "transpose" in call.operation.name else _CONVOLUTION_ARGUMENTS
+    transposed = "transpose" in call.operation.name
+    names = _TRANSPOSED_ARGUMENTS if transposed else _CONVOLUTION_ARGUMENTS
     arguments = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
     a, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
     if (weight.requires_grad and run.carries(weight)) or (bias is not None and run.carries(bias)):
@@ -53,7 +54,7 @@ def linear(run: Run, call: Call, rule: Rule) -> Any:
         linear_map = Dense()
     else:
         spatial = int(call.operation.name[-2])
-        linear_map = bind_convolution(spatial, arguments, transposed="transpose" in call.operation.name)
+        linear_map = bind_convolution(spatial, arguments, transposed=transposed)
     return execute(run, call, rule, linear_map, (a, weight, bias))
 
 
@@ -180,8 +181,9 @@ def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | None) -> Any
     source = call.dependent[0]
     note = notes.read(source, run)
     if note is not None and isinstance(note.moved, Moved) and layer.hooks == saving_hooks():
-        # The rule of both together is set once, behind the BatchNorm.
-        call = call.replaced({id(source): note.moved.unguarded(source)})
+        # The rule of both together is set once, behind the BatchNorm, which keeps its input for its parameters alone.
+        kept = any(t is not None and t.requires_grad for t in statistics)
+        call = call.replaced({id(source): note.moved.unguarded(source) if kept else note.moved.raw})
     return layer.merged_with(BatchNormCall(eps), statistics).guard(_evaluated(run, call, rule))
 
 

@@ -69,7 +69,21 @@ def absent(ctx: Any) -> tuple[None, ...]:
     return (None,) * len(ctx.needs_input_grad)
 
 
-class InputNode(Function):
+class Node(Function):
+    """What all nodes are: an autograd function that is applied in one step where no transform of torch.func runs.
+
+    torch first looks at every argument for tensors that such a transform left behind, which takes as long as the rest.
+    """
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Run the node on its arguments."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(Function, cls).apply(*args)  # type: ignore[misc]  # the stubs of torch lack it
+
+
+class InputNode(Node):
     """The model's input: turns the modified gradient G into relevance, R = x * G."""
 
     @staticmethod
@@ -103,7 +117,7 @@ class InputNode(Function):
         return None, total
 
 
-class RelevanceNode(Function):
+class RelevanceNode(Node):
     """Relevance that may be differentiated again.
 
     Its backward comes before that of the output, which is older, so a pass that differentiates relevance is known
@@ -124,7 +138,7 @@ class RelevanceNode(Function):
         return None, gradient
 
 
-class OutputNode(Function):
+class OutputNode(Node):
     """The model's output: where a relevance pass begins."""
 
     @staticmethod
@@ -149,7 +163,7 @@ class OutputNode(Function):
         return None, None, gradient
 
 
-class ScaleNode(Function):
+class ScaleNode(Node):
     """Hands on a fixed share of the modified gradient; a share of 0 makes the tensor a constant.
 
     It stands before one use of a tensor, or in place on a tensor that nobody has seen.
@@ -173,7 +187,7 @@ class ScaleNode(Function):
         return None, None, gradient * ctx.share if ctx.share else None, None
 
 
-class GatedNode(Function):
+class GatedNode(Node):
     """The product of a signal and a constant, which receives nothing in a relevance pass."""
 
     @staticmethod
@@ -194,7 +208,7 @@ class GatedNode(Function):
         return None, None, *true_derivative(ctx.function, (signal, gate), gradient, need)
 
 
-class ParameterizedMapNode(Function):
+class ParameterizedMapNode(Node):
     """A linear map whose parameters require gradients: the relevance pass computes none for them.
 
     Without it, a plain ``backward()`` would spend a third of its time on gradients that would then pollute
@@ -224,7 +238,7 @@ class ParameterizedMapNode(Function):
         return None, None, None, *true_derivative(ctx.function, tensors, gradient, need)
 
 
-class ElementwiseNode(Function):
+class ElementwiseNode(Node):
     """An activation under a rule: ``ratio(G, x, ...)`` in the relevance pass, the derivative in any other.
 
     With a target, ``write`` overwrites that with the value, and x is a copy of what it held.
@@ -262,7 +276,7 @@ class ElementwiseNode(Function):
         return None, None, None, None, None, *derivatives
 
 
-class PassNode(Function):
+class PassNode(Node):
     """A whole module that passes relevance from its output y to its input a as it is."""
 
     @staticmethod
@@ -285,7 +299,7 @@ class PassNode(Function):
         return None, per_input(total, a), None, None, None
 
 
-class TwinNode(Function):
+class TwinNode(Node):
     """A value computed in one piece, with the autograd graph of a twin that computes the same step by step.
 
     The twin's own nodes tell the passes apart. The value comes in a tuple, which autograd looks past.
@@ -303,7 +317,7 @@ class TwinNode(Function):
         return None, gradient
 
 
-class ShareNode(Function):
+class ShareNode(Node):
     """Hands on the share of the modified gradient that a tensor gives for each element."""
 
     @staticmethod

@@ -8,16 +8,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.autograd import Function
 
 from lrphooks.engine.derivatives import of_parameters, true_derivative
-from lrphooks.engine.nodes import absent, unaliased
+from lrphooks.engine.nodes import Node, absent, unaliased
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
 
-class NormalizationNode(Function):
+class NormalizationNode(Node):
     """A normalisation: centred and scaled by a standard deviation that counts as constant.
 
     ``function`` returns the value and, where the operation tells it, one over the standard deviation.
@@ -52,7 +51,7 @@ class NormalizationNode(Function):
         return None, None, None, None, *true_derivative(ctx.function, tensors, gradient, need)
 
 
-class BatchNormNode(Function):
+class BatchNormNode(Node):
     """An evaluated BatchNorm: a fixed factor for each channel.
 
     torch's own backward is not used for the input: for a batch of one whose gradient is laid out channels last, that

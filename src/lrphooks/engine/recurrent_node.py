@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lrphooks.engine import unrolled
 from lrphooks.engine.derivatives import true_derivative
-from lrphooks.engine.nodes import _sum, absent, unaliased
+from lrphooks.engine.nodes import Node, _sum, absent, unaliased
 from lrphooks.engine.recurrence import RECURRENCES
 from lrphooks.engine.unrolled import State
 from lrphooks.rules.base import Rule
@@ -127,7 +126,7 @@ class Stack:
         return sequence.flip(0) if direction else sequence
 
 
-class RecurrentNode(Function):
+class RecurrentNode(Node):
     """A stack of recurrent layers; the tensors are the input, the first states and the parameters.
 
     In a relevance pass parameters and constants receive nothing.

@@ -5,16 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lrphooks.engine.derivatives import spare
-from lrphooks.engine.nodes import _sum, absent, alias, per_input, zero_link
+from lrphooks.engine.nodes import Node, _sum, absent, alias, per_input, zero_link
 from lrphooks.layers.layer import Factor, Layer, Route, WeightForm
 from lrphooks.rules.factors import share_of_sizes
 from lrphooks.rules.input import InputRule
@@ -23,36 +21,65 @@ from lrphooks.rules.linear import LinearRule
 if TYPE_CHECKING:
     from lrphooks.engine.layer_call import LayerCall
 
+#: What the output of a guard is: the layer's own in place, another tensor beside it, or a link.
+Guard = Literal["in place", "beside", "link"]
+
 _PLAIN = (Route("plain", 1.0),)
 
 
-class RuleNode(Function):
-    """The rule of one executed layer, between its output and what consumes it.
+class GuardNode(Node):
+    """The rule of one executed layer right behind it, which computes all in the backward pass.
+
+    The node saves nothing but the layer's tensors. Its output is the layer's own, written over, or one that holds the
+    same memory; or a link, whose gradient is relevance itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, call: LayerCall, kind: Guard, z: Tensor, *tensors: Tensor | None) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.call, ctx.kind = call.bare(), kind
+        ctx.save_for_backward(*tensors)
+        if kind == "beside":
+            return z.detach()
+        if kind == "link":
+            return zero_link(z)
+        ctx.mark_dirty(z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, arrived: Tensor | None) -> tuple[Tensor | None, ...]:
+        call: LayerCall = ctx.call
+        if not call.run.passes.relevance:
+            return None, None, arrived, *absent(ctx)[3:]
+        if arrived is None:
+            return absent(ctx)
+        gradient, relevance = (None, arrived) if ctx.kind == "link" else (arrived, None)
+        need = ctx.needs_input_grad[4:]
+        _, found = _back(call, gradient, relevance, ctx.saved_tensors, need, relu_follows=False, linked=False)
+        return None, None, None, *found
+
+
+class RuleNode(Node):
+    """The rule of one executed layer, between its output and a consumer that is seen.
 
     Inputs are the output z, the link of the layer's input, and the layer's tensors; the gradient of the second
-    output is relevance itself. In a relevance pass the layer's input receives all, and z nothing. With
-    ``relu_follows`` None there is one output and nothing is saved but the layer's tensors: z if in place (a guard),
-    else the link.
+    output is relevance itself, if that may arrive. In a relevance pass the layer's input receives all, and z nothing.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         call: LayerCall,
-        relu_follows: bool | None,
+        relu_follows: bool,
         in_place: bool,
         z: Tensor,
         link_in: Tensor | None,
         *tensors: Tensor | None,
-    ) -> Any:
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
         ctx.call, ctx.relu_follows = call.bare(), relu_follows
-        ctx.alone = relu_follows is None and not in_place
         if in_place:
             ctx.mark_dirty(z)
-        if relu_follows is None:
-            ctx.save_for_backward(*tensors)
-            return z if in_place else zero_link(z)
         if isinstance(call.rule, InputRule):
             ctx.modified = {}
             ctx.save_for_backward(z.clone(), *tensors)
@@ -62,45 +89,53 @@ class RuleNode(Function):
             ctx.forms = tuple((factor.routes, factor.split, factor.shift) for factor in factors)
             ctx.modified = _modified_weights(layer, call, tuple(factor.routes for factor in factors))
             ctx.save_for_backward(*(factor.values for factor in factors), *tensors)
-        return z if in_place else alias(z), zero_link(z)
+        return z if in_place else alias(z), zero_link(z) if call.run.linked else None
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None = None) -> tuple[Tensor | None, ...]:
         call: LayerCall = ctx.call
-        unused = (None, None, None)
         nothing: tuple[Tensor | None, ...] = absent(ctx)[5:]
         if not call.run.passes.relevance:
-            return *unused, gradient, None, *nothing
-        if ctx.alone:
-            gradient, relevance = None, gradient
+            return None, None, None, gradient, None, *nothing
         if gradient is None and relevance is None:
-            return *unused, None, None, *nothing
+            return absent(ctx)
         # Unpacked once: a checkpoint hands out each saved tensor a single time.
         saved = ctx.saved_tensors
         count = len(saved) - len(nothing)
         factors, tensors = saved[:count], saved[count:]
-        again = ctx.relu_follows is None or torch.is_grad_enabled()
-        if call.run.parameters:
-            need = ctx.needs_input_grad[6:]
-            others = _of_parameters(call, gradient, relevance, tensors, need, relu_follows=bool(ctx.relu_follows))
-            nothing = (None, *others)
-        if isinstance(call.rule, InputRule):
-            delivered = _delivered(call, gradient, relevance, None if again else factors[0], tensors)
-            if ctx.needs_input_grad[4]:
-                return *unused, None, delivered, *nothing
-            # Without a way to deliver relevance itself, what falls on exact zeros is lost.
-            return *unused, None, None, per_input(delivered, tensors[0]), *nothing[1:]
-        if again or relevance is not None:
-            shares, modified = _anew(call, gradient, relevance, tensors, relu_follows=bool(ctx.relu_follows))
-        else:
-            assert gradient is not None
-            kept = [Factor(values, *form) for values, form in zip(factors, ctx.forms, strict=True)]
-            direct = _returned(call, tensors[0], gradient, kept, ctx.modified)
-            return *unused, None, None, direct, *nothing[1:]
-        return *unused, None, None, _distribute(call, tensors[0], shares, modified), *nothing[1:]
+        need, linked, follows = ctx.needs_input_grad[6:], ctx.needs_input_grad[4], ctx.relu_follows
+        if isinstance(call.rule, InputRule) or relevance is not None or torch.is_grad_enabled():
+            z = None if torch.is_grad_enabled() or not isinstance(call.rule, InputRule) else factors[0]
+            link, found = _back(call, gradient, relevance, tensors, need, relu_follows=follows, linked=linked, z=z)
+            return None, None, None, None, link, *found
+        assert gradient is not None
+        others = _of_parameters(call, gradient, None, tensors, need, relu_follows=follows)
+        kept = [Factor(values, *form) for values, form in zip(factors, ctx.forms, strict=True)]
+        return None, None, None, None, None, _returned(call, tensors[0], gradient, kept, ctx.modified), *others
 
 
-class ReluRuleNode(Function):
+def _back(
+    call: LayerCall,
+    gradient: Tensor | None,
+    relevance: Tensor | None,
+    tensors: tuple[Any, ...],
+    need: tuple[bool, ...],
+    *,
+    relu_follows: bool,
+    linked: bool,
+    z: Tensor | None = None,
+) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+    """Return what a rule gives the link of the input, and the tensors, all computed again but z where it is given."""
+    others = _of_parameters(call, gradient, relevance, tensors, need, relu_follows=relu_follows)
+    if isinstance(call.rule, InputRule):
+        delivered = _delivered(call, gradient, relevance, z, tensors)
+        # Without a way to deliver relevance itself, what falls on exact zeros is lost.
+        return (delivered, (None, *others)) if linked else (None, (per_input(delivered, tensors[0]), *others))
+    shares, modified = _anew(call, gradient, relevance, tensors, relu_follows=relu_follows)
+    return None, (_distribute(call, tensors[0], shares, modified), *others)
+
+
+class ReluRuleNode(Node):
     """The epsilon rule of a layer and the ReLU behind it, on the output y of the ReLU, which keeps that anyway.
 
     Where y is 0 so is z / (z + s sign z) for what arrives: the ReLU lets nothing come back there. Relevance itself does
@@ -133,17 +168,15 @@ class ReluRuleNode(Function):
         again = torch.is_grad_enabled()
         if again or call.run.parameters:
             gradient = torch.where(y.detach() > 0, gradient, torch.zeros_like(gradient))
-        if call.run.parameters:
-            others = _of_parameters(call, gradient, None, tensors, ctx.needs_input_grad[4:], relu_follows=True)
-            nothing = (None, *others)
+        others = _of_parameters(call, gradient, None, tensors, ctx.needs_input_grad[4:], relu_follows=True)
         if again:
             shares, modified = _anew(call, gradient, None, tensors, relu_follows=True)
-            return None, None, None, _distribute(call, tensors[0], shares, modified), *nothing[1:]
+            return None, None, None, _distribute(call, tensors[0], shares, modified), *others
         assert isinstance(call.rule, LinearRule)
         shift = call.rule.shift(y.dtype)
         assert shift is not None
         factor = share_of_sizes(y, shift)
-        return None, None, None, _returned(call, tensors[0], gradient, (factor,), ctx.modified), *nothing[1:]
+        return None, None, None, _returned(call, tensors[0], gradient, (factor,), ctx.modified), *others
 
 
 def _of_parameters(
@@ -155,7 +188,9 @@ def _of_parameters(
     *,
     relu_follows: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of all tensors but the input: each sum of contributions with the share that it takes."""
+    """Return the gradients of all tensors but the input, if asked: each sum of contributions with its share."""
+    if not call.run.parameters:
+        return (None,) * len(needed)
     with torch.enable_grad():
         local = [t.detach().requires_grad_() if need else t for t, need in zip(tensors[1:], needed, strict=True)]
         layer = call.layer(None, (tensors[0].detach(), *local), relu_follows=relu_follows, cached=False)

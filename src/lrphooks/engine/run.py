@@ -167,6 +167,11 @@ class Run:
         return output
 
     @property
+    def linked(self) -> bool:
+        """Whether relevance itself may travel, so that layers give a link to their outputs."""
+        return self.delivers or self.observer is not None
+
+    @property
     def hooked(self) -> bool:
         """Whether torch passes what a running module returns through a node of its own, for backward hooks."""
         hooks = torch.nn.modules.module
@@ -365,10 +370,10 @@ class Run:
                 self.unmatched(call, "no entry of the composite gives a rule for this linear layer")
                 return Gradient()
             return rule
-        rule = self.plan.operation_rule(call.operation, self.frames)
-        if rule is not None:
-            return rule
-        return CONVENTIONS[kind] if self.times_input else Gradient()
+        if call.rule is None:
+            rule = self.plan.operation_rule(call.operation, self.frames)
+            call.rule = rule or (CONVENTIONS[kind] if self.times_input else Gradient())
+        return call.rule
 
     def _layer_rule(self, call: Call, weight: Any) -> Rule | None:
         """Return the rule of a linear layer: by the module that runs it, the owner of its weight, or the function."""

@@ -13,10 +13,13 @@ from lrphooks.engine.consumers import Way, multiplies_batches, takes_share, way
 from lrphooks.engine.epsilon_node import Moved
 from lrphooks.engine.layer_call import LayerCall, saving_hooks
 from lrphooks.engine.sum_node import Summed, summands
-from lrphooks.rules.operation import Gradient, Identity, Pass
+from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
+
+#: Kinds of operations whose results are constants, all of them, under the rule that says so.
+_STOPPABLE = frozenset(("activation", "constant", "power", "softmax", "relu"))
 
 
 def settled(run: Run, tensor: Tensor) -> Tensor:
@@ -58,6 +61,9 @@ def _ruled(run: Run, tensor: Tensor) -> Tensor:
 
 def settle(run: Run, call: Call, waiting: list[Tensor]) -> Call:
     """Set the rules of the layers that made the operands, now that their consumer is known."""
+    if call.operation.kind in _STOPPABLE and isinstance(run.rule(call), Constant):
+        # Nothing comes back to what goes into a constant.
+        return call
     change: dict[int, Tensor] = {}
     followed = call.operation.name in ("relu", "relu6") and isinstance(run.rule(call), Gradient | Identity | Pass)
     for tensor in waiting:

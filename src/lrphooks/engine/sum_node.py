@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.epsilon_node import Moved, share_of
 from lrphooks.engine.layer_call import saving_hooks
-from lrphooks.engine.nodes import TwinNode, absent, zero_link
+from lrphooks.engine.nodes import Node, TwinNode, absent, zero_link
 from lrphooks.rules.operation import Gradient
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
-class SumNode(Function):
+class SumNode(Node):
     """The sum z + y of a layer's output z under the epsilon rule and another tensor y, set on its value in place.
 
     ``kept`` is a copy of z; where it is None, z is the sum less y, which is made again.

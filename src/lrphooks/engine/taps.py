@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lrphooks.engine import containers, notes
 from lrphooks.engine.errors import LRPError
-from lrphooks.engine.nodes import ScaleNode, zero_link
+from lrphooks.engine.nodes import Node, ScaleNode, zero_link
 from lrphooks.engine.observer import Observer
 from lrphooks.rules.base import Rule
 
@@ -247,7 +246,7 @@ def _place(name: str, module: nn.Module) -> str:
     return f"Module {name!r} ({type(module).__name__})" if name else f"The model ({type(module).__name__})"
 
 
-class StartNode(Function):
+class StartNode(Node):
     """Where a relevance pass may begin inside of a model, in place of its output."""
 
     @staticmethod

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ class Convolution(LinearMap):
             a = a.to(gradient.dtype)
         if self.explicit:
             a = F.pad(a, self.explicit)
-        out: Tensor = torch.ops.aten.convolution_backward(
+        out: Tensor = torch.ops.aten.convolution_backward.default(
             gradient.unsqueeze(0) if single else gradient,
             a.unsqueeze(0) if single else a,
             weight.to(gradient.dtype).conj(),
@@ -197,34 +198,49 @@ class Summation(LinearMap):
         return weight.reshape(-1, *(1,) * (a.dim() - 1))
 
 
+_OPTIONS = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0, "groups": 1}
+
+
 def bind_convolution(spatial: int, arguments: dict[str, Any], *, transposed: bool) -> Convolution:
     """Return the map of a convolution call."""
+    options = [arguments.get(name, default) for name, default in _OPTIONS.items()]
+    told = (tuple(value) if isinstance(value, list) else value for value in options)
+    return _bound(spatial, arguments["weight"].shape[-spatial:], *told, transposed=transposed)
 
-    def sized(name: str, default: int) -> tuple[int, ...]:
-        value = arguments.get(name, default)
+
+@lru_cache(1024)
+def _bound(
+    spatial: int,
+    kernel: tuple[int, ...],
+    stride: int | tuple[int, ...],
+    padding: int | str | tuple[int, ...],
+    dilation: int | tuple[int, ...],
+    output_padding: int | tuple[int, ...],
+    groups: int,
+    *,
+    transposed: bool,
+) -> Convolution:
+    def sized(value: int | tuple[int, ...]) -> tuple[int, ...]:
         values = (value,) if isinstance(value, int) else tuple(value)
         return values * spatial if len(values) == 1 else values
 
-    dilation = sized("dilation", 1)
-    padding = arguments.get("padding", 0)
     explicit: tuple[int, ...] = ()
     if padding == "valid":
         padding = 0
-    if padding == "same":
-        kernel = arguments["weight"].shape[-spatial:]
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    elif padding == "same":
+        total = [d * (k - 1) for d, k in zip(sized(dilation), kernel, strict=True)]
         if all(t % 2 == 0 for t in total):
             padding = tuple(t // 2 for t in total)
         else:
             padding = 0
             explicit = tuple(side for t in reversed(total) for side in (t // 2, t - t // 2))
-    arguments = {**arguments, "padding": padding}
+    assert not isinstance(padding, str)
     return Convolution(
-        stride=sized("stride", 1),
-        padding=sized("padding", 0),
-        dilation=dilation,
+        stride=sized(stride),
+        padding=sized(padding),
+        dilation=sized(dilation),
         transposed=transposed,
-        output_padding=sized("output_padding", 0),
-        groups=arguments.get("groups", 1),
+        output_padding=sized(output_padding),
+        groups=groups,
         explicit=explicit,
     )
