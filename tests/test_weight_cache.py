@@ -92,7 +92,7 @@ def test_nothing_is_kept_after_the_context():
 def test_a_single_call_takes_no_fingerprints(rule, monkeypatch):
     """There is no second pass to compare with. A second one that runs all the same computes its weights anew."""
 
-    def refused(tensor):
+    def refused(tensors):
         raise AssertionError("a fingerprint was taken")
 
     monkeypatch.setattr(cache, "fingerprint", refused)
@@ -108,18 +108,26 @@ def test_a_single_call_takes_no_fingerprints(rule, monkeypatch):
 
 def test_fingerprints_tell_values_apart():
     for size in (10, 1 << 14, (1 << 14) + 1, 100_003):
-        weight = torch.randn(size)
-        print_ = fingerprint(weight)
-        assert torch.equal(print_, fingerprint(weight.clone()))
-        assert print_.numel() <= max(1 << 14, size // 10)
+        weight, beside = torch.randn(size), torch.randn(3)
+        (print_,) = fingerprint([weight, beside])
+        assert torch.equal(print_, fingerprint([weight.clone(), beside.clone()])[0])
+        assert print_.numel() <= max(1 << 14, size // 10) + 3
         for index in (0, size // 2, size - 1):
             other = weight.clone()
             other[index] += 0.01
-            assert not torch.equal(print_, fingerprint(other))
-        assert not torch.equal(print_, fingerprint(-weight))
-        assert not torch.equal(print_, fingerprint(weight.flip(0)))
+            assert not torch.equal(print_, fingerprint([other, beside])[0])
+        assert not torch.equal(print_, fingerprint([-weight, beside])[0])
+        assert not torch.equal(print_, fingerprint([weight.flip(0), beside])[0])
+        assert not torch.equal(print_, fingerprint([weight, -beside])[0])
+
+
+def test_fingerprints_of_several_dtypes():
+    weight, gain = torch.randn(4, 3), torch.randn(4, dtype=torch.float64)
+    print_ = fingerprint([weight, gain])
+    assert [each.dtype for each in print_] == [torch.float32, torch.float64]
+    assert torch.equal(torch.cat([each.double() for each in print_]), torch.cat((weight.double().flatten(), gain)))
 
 
 def test_what_has_no_fingerprint():
     for weight in (torch.randn(200, 200).half(), torch.randn(400, 200)[:, ::2], torch.randn(3, 4).to_sparse()):
-        assert fingerprint(weight) is None
+        assert fingerprint([torch.randn(3), weight]) is None

@@ -51,7 +51,7 @@ def split(module: GraphModule, model: nn.Module) -> Kept | None:
         and any(user not in fixed for user in node.users)
     ]
     origins = {t: None for node in _behind(wanted) if node.op == "get_attr" for t in (_attribute(module, node),)}
-    if not wanted or any(fingerprint(t) is None for t in origins):
+    if not wanted or fingerprint(list(origins)) is None:
         return None
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     other = _extracted(graph, wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -18,8 +18,8 @@ _COPIED = 1 << 14
 _SPAN = 1 << 12
 
 
-#: What tells one state of a tensor from another without a look at its values.
-_State = tuple[int, int, torch.dtype, torch.Size]
+#: What tells one state of some tensors from another without a look at their values.
+_State = tuple[tuple[int, int, int, torch.dtype, torch.Size], ...]
 
 
 class WeightStore:
@@ -33,42 +33,43 @@ class WeightStore:
         self.once = once
         self.owned = frozenset(id(t) for t in (*model.parameters(), *model.buffers()))
         self.entries: dict[tuple[Any, ...], _Entry] = {}
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[tuple[int, ...], _Seen] = {}
 
     def clear(self) -> None:
         """Forget everything, so that a session that ended holds no memory."""
         self.entries.clear()
         self._seen.clear()
 
-    def token(self, tensor: Tensor, state: _State) -> object:
-        """Return what stands for the tensor's values: the same object as before if they are seen to be the same."""
-        print_ = None if self.once else fingerprint(tensor)
-        seen = self._seen.get(id(tensor))
-        if seen is None or seen.state != state or not _same(seen.print, print_):
-            seen = self._seen[id(tensor)] = _Seen(tensor, state, print_, object())
+    def token(self, tensors: Sequence[Tensor], state: _State) -> object:
+        """Return what stands for the values of tensors: the same object as before if they are seen to be the same."""
+        prints = None if self.once else fingerprint(tensors)
+        name = tuple(map(id, tensors))
+        seen = self._seen.get(name)
+        if seen is None or seen.state != state or not _same(seen.prints, prints):
+            seen = self._seen[name] = _Seen(tensors, state, prints, object())
         return seen.token
 
 
 @dataclass(slots=True)
 class _Seen:
-    """A tensor as it was last seen; holding it keeps its identity from being given to another."""
+    """The tensors of a layer as they were last seen; holding them keeps their identities from being given to others."""
 
-    tensor: Tensor
+    tensors: Sequence[Tensor]
     state: _State
-    print: Tensor | None
+    prints: list[Tensor] | None
     token: object
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A computed value, and the tokens of the values that it came from."""
+    """A computed value, and the token of the values that it came from."""
 
-    tokens: list[object]
+    token: object
     value: Any
 
 
 class WeightCache:
-    """The view of one forward pass on a store: it asks once for each tensor whether its values are the same.
+    """The view of one forward pass on a store: it asks once for the tensors of each layer whether they are the same.
 
     Tensors that are not the model's own, such as weights made anew in each forward pass, are never kept.
     """
@@ -77,48 +78,48 @@ class WeightCache:
 
     def __init__(self, store: WeightStore) -> None:
         self._store = store
-        self._tokens: dict[int, tuple[_State, object]] = {}
+        self._tokens: dict[_State, object] = {}
 
     def get(self, key: tuple[Any, ...], parameter: float, make: Callable[[], T]) -> T:
         """Return ``make()``, from memory where the tensors in ``key`` are as they were."""
         tensors = [part for part in key if isinstance(part, Tensor)]
         if not all(id(t) in self._store.owned for t in tensors):
             return make()
+        state = tuple([(id(t), t._version, t.data_ptr(), t.dtype, t.shape) for t in tensors])
+        token = self._tokens.get(state)
+        if token is None:
+            token = self._tokens[state] = self._store.token(tensors, state)
         name = (parameter, *(id(part) if isinstance(part, Tensor) else part for part in key))
-        tokens = [self._token(tensor) for tensor in tensors]
         entry = self._store.entries.get(name)
-        if entry is None or entry.tokens != tokens:
-            entry = self._store.entries[name] = _Entry(tokens, make())
+        if entry is None or entry.token is not token:
+            entry = self._store.entries[name] = _Entry(token, make())
         return entry.value  # type: ignore[no-any-return]
 
-    def _token(self, tensor: Tensor) -> object:
-        state = (tensor._version, tensor.data_ptr(), tensor.dtype, tensor.shape)
-        known = self._tokens.get(id(tensor))
-        if known is None or known[0] != state:
-            known = self._tokens[id(tensor)] = (state, self._store.token(tensor, state))
-        return known[1]
 
-
-def fingerprint(tensor: Tensor) -> Tensor | None:
-    """Return what tells the tensor's values from others, or None where that costs more than to compute anew.
+def fingerprint(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+    """Return what tells the tensors' values from others, or None where that costs more than to compute anew.
 
     Small tensors are copied. Large ones are projected, each run of values on one random vector, which reads them once
     and writes next to nothing: an eighth of the time of a modified copy of a large weight. Two weights with the same
     projections differ by less than the rounding of a product with them. On accelerators reading an answer would wait
     for the device, and weights are modified in no time.
     """
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided or not _dense(tensor):
-        return None
+    parts: dict[torch.dtype, list[Tensor]] = {}
     with torch.no_grad():
-        if tensor.numel() <= _COPIED:
-            return tensor.detach().clone()
-        if tensor.dtype not in (torch.float32, torch.float64):
-            return None
-        values = tensor.detach().as_strided((tensor.numel(),), (1,))
-        direction = _direction(tensor.dtype)
-        whole = values.numel() // _SPAN * _SPAN
-        projected = values[:whole].view(-1, _SPAN) @ direction
-        return torch.cat((projected, values[whole:]))
+        for tensor in tensors:
+            if tensor.device.type != "cpu" or tensor.layout != torch.strided or not _dense(tensor):
+                return None
+            values = tensor.detach().as_strided((tensor.numel(),), (1,))
+            if tensor.numel() > _COPIED:
+                if tensor.dtype not in (torch.float32, torch.float64):
+                    return None
+                whole = values.numel() // _SPAN * _SPAN
+                projected = values[:whole].view(-1, _SPAN) @ _direction(tensor.dtype)
+                parts.setdefault(tensor.dtype, []).append(projected)
+                values = values[whole:]
+            parts.setdefault(tensor.dtype, []).append(values)
+        # One copy of all, since a layer has up to six small tensors.
+        return [torch.cat(each) for each in parts.values()]
 
 
 def _dense(tensor: Tensor) -> bool:
@@ -135,5 +136,5 @@ def _direction(dtype: torch.dtype) -> Tensor:
     return torch.where(torch.rand(_SPAN, generator=generator) < 0.5, -size, size)
 
 
-def _same(before: Tensor | None, now: Tensor | None) -> bool:
-    return before is not None and now is not None and torch.equal(before, now)
+def _same(before: list[Tensor] | None, now: list[Tensor] | None) -> bool:
+    return before is not None and now is not None and all(map(torch.equal, before, now))
