@@ -98,8 +98,8 @@ class Call:
         Nodes keep such functions for as long as the graph lasts, and tensors no longer than autograd saves them.
         """
         places = {id(source): i for i, source in enumerate(sources) if source is not None}
-        function, held = self.function, self.kwargs or any(isinstance(v, list | tuple | dict) for v in self.args)
-        if not held:
+        function, kwargs = self.function, self.kwargs
+        if not any(isinstance(v, _HOLDERS) for v in self.args) and all(type(v) in _SIMPLE for v in kwargs.values()):
             args = [None if id(value) in places else value for value in self.args]
             filled = [(k, places[id(value)]) for k, value in enumerate(self.args) if id(value) in places]
 
@@ -107,7 +107,7 @@ class Call:
                 given = list(args)
                 for k, i in filled:
                     given[k] = tensors[i]
-                return function(*given)
+                return function(*given, **kwargs)
 
             return flat
         arguments = replace_tensors((self.args, self.kwargs), {key: _Hole(i) for key, i in places.items()})

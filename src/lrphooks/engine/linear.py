@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from lrphooks.engine import notes
@@ -17,7 +18,7 @@ from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
 from lrphooks.engine.nodes import ParameterizedMapNode, ScaleNode, unaliased
-from lrphooks.engine.normalization_nodes import BatchNormNode
+from lrphooks.engine.normalization_nodes import BatchNormNode, MergedNode
 from lrphooks.engine.passing import through
 from lrphooks.layers.linear_map import Dense, General, LinearMap, bind_convolution
 from lrphooks.rules.base import LayerRule, Rule
@@ -180,11 +181,15 @@ def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | None) -> Any
         )
     source = call.dependent[0]
     note = notes.read(source, run)
-    if note is not None and isinstance(note.moved, Moved) and layer.hooks == saving_hooks():
-        # The rule of both together is set once, behind the BatchNorm, which keeps its input for its parameters alone.
-        kept = any(t is not None and t.requires_grad for t in statistics)
-        call = call.replaced({id(source): note.moved.unguarded(source) if kept else note.moved.raw})
-    return layer.merged_with(BatchNormCall(eps), statistics).guard(_evaluated(run, call, rule))
+    merged = layer.merged_with(BatchNormCall(eps), statistics)
+    if note is None or not isinstance(note.moved, Moved) or layer.hooks != saving_hooks():
+        return merged.guard(_evaluated(run, call, rule))
+    # The rule of both together is set once, behind the BatchNorm.
+    if any(t is not None and t.requires_grad for t in merged.tensors[1:]):
+        return merged.guard(_evaluated(run, call.replaced({id(source): note.moved.unguarded(source)}), rule))
+    with torch.no_grad():
+        value = call.invoke()
+    return merged.guard(MergedNode.apply(merged, (value,), *merged.tensors))
 
 
 def _evaluated(run: Run, call: Call, rule: Rule) -> Tensor:

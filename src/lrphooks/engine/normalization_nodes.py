@@ -13,6 +13,7 @@ from lrphooks.engine.derivatives import of_parameters, true_derivative
 from lrphooks.engine.nodes import Node, absent, unaliased
 
 if TYPE_CHECKING:
+    from lrphooks.engine.layer_call import LayerCall
     from lrphooks.engine.run import Run
 
 
@@ -83,3 +84,24 @@ class BatchNormNode(Node):
         need = (False, *ctx.needs_input_grad[4:])
         others = true_derivative(ctx.function, (x, *parameters), gradient.contiguous(), need)
         return None, None, None, through, *others[1:]
+
+
+class MergedNode(Node):
+    """A layer and the evaluated BatchNorm behind it, whose parameters are frozen: one linear map, also in the way back.
+
+    The value comes in a tuple, which autograd looks past. A map is its own derivative, so all passes are alike.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, call: LayerCall, value: tuple[Tensor], *tensors: Tensor | None) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.map, ctx.weight = call.map, call.layer(value[0], tensors, relu_follows=False, cached=True).weight
+        ctx.save_for_backward(tensors[0])
+        return value[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return absent(ctx)
+        (a,) = ctx.saved_tensors
+        return None, None, ctx.map.transpose(gradient, a, ctx.weight), *absent(ctx)[3:]
