@@ -8,7 +8,7 @@ import gc
 import pytest
 import torch
 from benchmarks.speed.cases import bert, llama
-from benchmarks.speed.measure import peak
+from benchmarks.speed.memory import peak
 from benchmarks.speed.subjects import gradient_of
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks

@@ -2,6 +2,10 @@
 
 import json
 import math
+import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,9 +25,41 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(autouse=True)
-def denormals():
-    yield
+def process(monkeypatch):
+    """Leave the process of the tests as it is; yields whether memory was asked to be kept, each time it was."""
+    asked = []
+    monkeypatch.setattr("benchmarks.speed.__main__.keep_freed", lambda: asked.append(True) or True)
+    yield asked
     torch.set_flush_denormal(False)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has no such option")
+def test_freed_memory_is_kept():
+    program = """
+import resource, sys, torch
+from benchmarks.speed.memory import keep_freed
+if sys.argv[1] == "kept":
+    assert keep_freed()
+def faults():
+    for _ in range(4):
+        torch.ones(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = faults()
+print(faults() - before)
+"""
+    kept, returned = (
+        int(subprocess.check_output([sys.executable, "-c", program, how], text=True, cwd=Path(__file__).parents[1]))
+        for how in ("kept", "returned")
+    )
+    assert kept < 100 < returned
+
+
+@pytest.mark.parametrize("option", [[], ["--returns"]], ids=["kept", "returned"])
+def test_what_becomes_of_freed_memory_is_told(option, process, capsys):
+    main(["--model", "tiny", "--quick", "--repeats", "1", "--subject", "lrphooks epsilon", *option])
+    told = "freed memory returned to the system" if option else "freed memory kept by the process"
+    assert told in capsys.readouterr().out
+    assert len(process) == (not option)
 
 
 def test_every_subject_is_measured(tmp_path, capsys):

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.speed import cases, growth, report, subjects
 from benchmarks.speed.measure import Setting, measure
+from benchmarks.speed.memory import keep_freed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         joined = report.Found.joined(path.read_text() for path in options.join)
         print(_kept(joined, options))
         return _drawn(joined, options)
-    found = report.Found([_command(arguments)], report.machine(options.device, options.threads))
+    keeps = not options.returns and keep_freed()
+    found = report.Found([_command(arguments)], report.machine(options.device, options.threads, keeps=keeps))
     page = ""
     for name in names:
         case = cases.CASES[name]
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for batch in options.batch or ([1] if options.quick else [4]):
             size = options.size or (case.quick if options.quick else case.size)
             repeats = options.repeats or (3 if options.quick else 7)
-            setting = Setting(batch, size, repeats, options.device, getattr(torch, options.dtype))
+            setting = Setting(batch, size, repeats, options.device, getattr(torch, options.dtype), keeps)
             found.rows += measure(case, chosen, setting)
             print(f"{name}, batch {batch}: done", file=sys.stderr)
             page = _kept(found, options)
@@ -100,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
+    parser.add_argument(
+        "--returns",
+        action="store_true",
+        help="let the C library return freed memory to the system, as it would",
+    )
     parser.add_argument("--compile", action="store_true", help="time compiled gradients and relevance as well")
     parser.add_argument("--json", type=Path, help="write the measurements there")
     parser.add_argument("--table", type=Path, help="write the page there")

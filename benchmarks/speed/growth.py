@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 import lrphooks
 from benchmarks.speed import cases
-from benchmarks.speed.measure import Setting, in_turn, peak, quartiles
+from benchmarks.speed.measure import Setting, in_turn, quartiles
+from benchmarks.speed.memory import peak
 from benchmarks.speed.subjects import SUBJECTS, Run, gradient_of, sharing
 from lrphooks import composites
 

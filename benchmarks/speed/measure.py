@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.speed.cases import CASES, Case
+from benchmarks.speed.memory import keep_freed, peak
 from benchmarks.speed.subjects import SUBJECTS, Run, Subject, gradient_of, sharing
 from lrphooks import composites
 
@@ -47,13 +47,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """How it is measured."""
+    """How it is measured; ``keeps`` tells whether memory that was freed is kept."""
 
     batch: int
     size: int
     repeats: int = 5
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def _in_a_process(case: Case, subject: Subject, setting: Setting) -> Row:
 def _alone(case: str, subject: str, setting: Setting, threads: int) -> Row:
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
+    if setting.keeps:
+        keep_freed()
     return _measure(CASES[case], [SUBJECTS[subject]], setting)[1]
 
 
@@ -194,25 +197,6 @@ def _seconds(run: Run, x: Tensor) -> float:
 def _wait(x: Tensor) -> None:
     if x.is_cuda:
         torch.cuda.synchronize()
-
-
-def peak(run: Run, x: Tensor) -> int:
-    """Return the most bytes allocated at a time during one run, beyond those before it."""
-    if x.is_cuda:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run(x)
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        run(x)
-    current = most = 0
-    results = found.profiler.kineto_results
-    assert results is not None
-    changes = [event for event in results.events() if event.name() == "[memory]"]
-    for event in sorted(changes, key=lambda e: e.start_ns()):
-        current += event.nbytes()
-        most = max(most, current)
-    return most
 
 
 def _context(case: Case, model: nn.Module, setting: Setting, base: float) -> Row:

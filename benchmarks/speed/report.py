@@ -16,11 +16,13 @@ from benchmarks.speed import growth
 from benchmarks.speed.measure import Row
 
 
-def machine(device: str, threads: int) -> str:
+def machine(device: str, threads: int, *, keeps: bool) -> str:
     """Return what the figures depend on, without names of machines, and the day."""
+    memory = "kept by the process" if keeps else "returned to the system"
     where = torch.cuda.get_device_name() if device.startswith("cuda") else f"{platform.machine()} CPU"
     day = datetime.now(timezone.utc).date().isoformat()
-    return f"torch {torch.__version__}, {where}, {threads} {'thread' if threads == 1 else 'threads'}, {day}"
+    threading = f"{threads} {'thread' if threads == 1 else 'threads'}"
+    return f"torch {torch.__version__}, {where}, {threading}, freed memory {memory}, {day}"
 
 
 @dataclass
