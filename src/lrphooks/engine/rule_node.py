@@ -266,33 +266,35 @@ def _returned(
     """Return the modified gradient at the layer's input, from kept factors and without autograd."""
     direct: Tensor | None = None
     parts = by_weight(gradient, kept)
-    # The last is scaled as it is added, which costs nothing.
-    for form, (part, scale) in sorted(parts.items(), key=lambda item: item[1][1] != 1.0):
-        grad = _transposed(call, form, part, a, modified)
+    # What comes after the first is scaled, and given its signs, as it is added, which costs nothing.
+    for form, (part, scale) in sorted(parts.items(), key=lambda item: (item[1][1] != 1.0, item[0] == "absolute")):
+        grad, signs = _transposed(call, form, part, a, modified), _signs(call, form, a)
         if direct is None:
-            direct = grad if scale == 1.0 else grad * scale
-        else:
+            direct = grad if signs is None else torch.mul(grad, signs, out=spare(signs, grad))
+            direct = direct if scale == 1.0 else direct * scale
+        elif signs is None:
             direct = torch.add(direct, grad, alpha=scale, out=spare(direct, grad))
+        else:
+            direct = torch.addcmul(direct, grad, signs, value=scale, out=spare(direct, grad))
     return direct
+
+
+def _signs(call: LayerCall, form: WeightForm, a: Tensor) -> Tensor | None:
+    """Return the signs of the input if what comes back through the weight in a form is to be multiplied by them."""
+    return a.sign() if form == "absolute" and not call.input_nonnegative else None
 
 
 def _transposed(
     call: LayerCall, form: WeightForm, part: Tensor, a: Tensor, modified: dict[WeightForm, Tensor]
 ) -> Tensor:
-    """Return the part sent back through the weight in one form."""
-    if form == "agreeing":
-        up, down = (call.map.transpose(part, a, modified[way]) for way in ("positive", "negative"))
-        if torch.is_grad_enabled() or a.device.type != "cpu":
-            return torch.where(a < 0, down, up)
-        # Exact for weights of 0 and 1; torch.where takes several times as long on a CPU, and masks too.
-        return torch.lerp(up, down, torch.lt(a, 0, out=torch.empty_like(a, dtype=up.dtype)), out=spare(up, part))
-    grad = call.map.transpose(part, a, modified[form])
-    if form != "absolute" or call.input_nonnegative:
-        return grad
-    if torch.is_grad_enabled():
-        return grad * a.sign()
-    signs = a.sign()
-    return torch.mul(grad, signs, out=spare(signs, grad))
+    """Return the part sent back through the weight in one form, but for the signs of the input."""
+    if form != "agreeing":
+        return call.map.transpose(part, a, modified[form])
+    up, down = (call.map.transpose(part, a, modified[way]) for way in ("positive", "negative"))
+    if torch.is_grad_enabled() or a.device.type != "cpu":
+        return torch.where(a < 0, down, up)
+    # Exact for weights of 0 and 1; torch.where takes several times as long on a CPU, and masks too.
+    return torch.lerp(up, down, torch.lt(a, 0, out=torch.empty_like(a, dtype=up.dtype)), out=spare(up, down))
 
 
 def _modified_weights(layer: Layer, call: LayerCall, routes: tuple[tuple[Route, ...], ...]) -> dict[WeightForm, Tensor]:
@@ -320,5 +322,6 @@ def _distribute(
             sums[route.weight] = sums[route.weight] + part if route.weight in sums else part
     direct: Tensor | None = None
     for form, total in sums.items():
-        direct = _sum(direct, _transposed(call, form, total, a, modified))
+        grad, signs = _transposed(call, form, total, a, modified), _signs(call, form, a)
+        direct = _sum(direct, grad if signs is None else grad * signs)
     return direct

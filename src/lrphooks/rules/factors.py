@@ -52,11 +52,12 @@ def gamma(layer: Layer, gamma: float, shift: float) -> tuple[Factor, ...]:
         values = layer.apply("raised", gamma, layer.offset(raised, shift)).clamp_(min=shift)
         torch.div(z, values, out=values)
         return (Factor(values, (Route("raised", 1.0),)),)
-    # |z'| = |z| + gamma / 2 * (|z| + U), divided by gamma / 2 to save a pass.
+    # |z'| = |z| + gamma / 2 * (|z| + U), divided by 1 + gamma / 2, so that the plain route needs no scale.
     half = gamma / 2
-    values = _sizes(layer, shift / half).add_(z.abs(), alpha=1 + 1 / half)
+    share = half / (1 + half)
+    values = z.abs().add_(_sizes(layer, shift / half), alpha=share)
     torch.div(z, values, out=values)
-    return (Factor(values, (Route("plain", 1 + 1 / half), Route("absolute", 1.0, signed=True))),)
+    return (Factor(values, (Route("plain", 1.0), Route("absolute", share, signed=True))),)
 
 
 def zplus(layer: Layer, shift: float) -> tuple[Factor, ...]:
@@ -67,7 +68,7 @@ def zplus(layer: Layer, shift: float) -> tuple[Factor, ...]:
         torch.div(z, values, out=values)
         return (Factor(values, (Route("positive", 1.0),)),)
     sizes = _sizes(layer, 2 * shift)
-    rising = _present(torch.add(z, sizes, alpha=1 - _noise(z)), sizes, 2 * shift)
+    rising = _part(sizes, z, 1.0, 2 * shift, out=sizes)
     # One pass for the quotient and its double.
     torch.addcdiv(z.new_zeros(()), z, rising, value=2, out=rising)
     return (Factor(rising, (Route("agreeing", 1.0),)),)
@@ -81,14 +82,14 @@ def alpha_beta(layer: Layer, alpha: float, beta: float, shift: float) -> tuple[F
         routes = Route("positive", alpha), Route("negative", beta)
         return (Factor(whole.values, routes, partial(_both_parts, routes)),)
     sizes = _sizes(layer, 2 * shift)
-    rising = _present(torch.add(z, sizes, alpha=1 - _noise(z)), sizes, 2 * shift)
-    falling = _present(torch.sub(sizes, z).sub_(sizes, alpha=_noise(z)), sizes, 2 * shift)
+    rising = _part(sizes, z, 1.0, 2 * shift)
+    falling = _part(sizes, z, -1.0, 2 * shift, out=sizes)
     torch.div(z, rising, out=rising)
     torch.div(z, falling, out=falling)
     if beta != 1.0:
         falling.mul_(beta)
-    plain = torch.add(falling, rising, alpha=alpha, out=sizes)
-    less = torch.sub(falling, rising, alpha=alpha, out=falling)
+    plain = falling.add_(rising, alpha=alpha)
+    less = torch.sub(plain, rising, alpha=2 * alpha, out=rising)
     return Factor(plain, (Route("plain", 1.0),)), Factor(less, (Route("absolute", -1.0),))
 
 
@@ -108,14 +109,11 @@ def _sizes(layer: Layer, shift: float) -> Tensor:
     return layer.apply("absolute", bias=layer.offset(None if layer.bias is None else layer.bias.abs(), shift))
 
 
-def _noise(values: Tensor) -> float:
-    """Return the share of a sum of sizes below which a part of it is only rounding."""
-    return ULPS * torch.finfo(values.dtype).eps
+def _part(sizes: Tensor, z: Tensor, sign: float, shift: float, out: Tensor | None = None) -> Tensor:
+    """Return U + z or U - z, their stabilizer ``shift`` included, or infinity where that is only rounding of z.
 
-
-def _present(less: Tensor, sizes: Tensor, shift: float) -> Tensor:
-    """Return a part, its stabilizer ``shift`` included, from what it is above rounding, or infinity if it is below.
-
-    In place: on a CPU, memory for another tensor takes longer than all of these passes.
+    Where it is, z is as large as U. In place: on a CPU, memory for another tensor takes longer than all these passes.
     """
-    return F.threshold(less, shift, math.inf, inplace=True).add_(sizes, alpha=_noise(sizes))
+    noise = sign * ULPS * torch.finfo(z.dtype).eps
+    part = torch.add(sizes, z, alpha=sign + noise, out=out)
+    return F.threshold(part, shift, math.inf, inplace=True).sub_(z, alpha=noise)
