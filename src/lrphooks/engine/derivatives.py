@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
 
-def spare(values: Tensor, gradient: Tensor) -> Tensor | None:
-    """Return values that nobody needs any longer, where what is computed from them and a gradient may overwrite them.
+def several(gradient: Tensor) -> bool:
+    """Whether a gradient stands for several that come in one batch, which no ordinary tensor has room for."""
+    return torch._C._functorch.is_legacy_batchedtensor(gradient) or torch._C._functorch.is_batchedtensor(gradient)
 
-    It may not where several gradients come in one batch, of which each such tensor stands for all.
-    """
-    if torch._C._functorch.is_legacy_batchedtensor(gradient) or torch._C._functorch.is_batchedtensor(gradient):
+
+def spare(values: Tensor, gradient: Tensor) -> Tensor | None:
+    """Return values that nobody needs any longer, where a result of them and a gradient may overwrite them."""
+    if several(gradient):
         return None
     return None if values.dtype != gradient.dtype or values.shape != gradient.shape else values
 

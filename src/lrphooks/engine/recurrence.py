@@ -7,20 +7,21 @@ known: they are computed for all steps at once, and little is left to be done st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial, reduce
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from lrphooks.engine.epsilon_node import share_of
 from lrphooks.engine.layer_call import modified_weight
 from lrphooks.engine.rule_node import by_weight
 from lrphooks.engine.unrolled import State
 from lrphooks.layers.layer import Factor, Layer, WeightForm
 from lrphooks.layers.linear_map import Dense
 from lrphooks.rules.base import Rule
-from lrphooks.rules.factors import share_of_sizes
 from lrphooks.rules.linear import LinearRule
 
 
@@ -32,24 +33,10 @@ class Way:
     weight: Tensor
     inside: Tensor | None = None
 
-    def over(self, steps: int | slice) -> Way:
-        """Return the way of some of the steps."""
-        return Way(self.share[steps], self.weight, None if self.inside is None else self.inside[steps])
-
-    def times(self, factor: Tensor) -> Way:
-        """Return the way whose results are multiplied by a factor."""
-        return Way(self.share, self.weight, factor if self.inside is None else factor * self.inside)
-
     def back(self, gradient: Tensor) -> Tensor:
         """Return what goes back at all steps."""
         found = torch.matmul(gradient * self.share, self.weight)
         return found if self.inside is None else found * self.inside
-
-    def steps(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """Return share, weight and inside of each step."""
-        shares = self.share.unbind(0)
-        insides = (None,) * len(shares) if self.inside is None else self.inside.unbind(0)
-        return [(share, self.weight, inside) for share, inside in zip(shares, insides, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,43 +50,46 @@ class Recurrence:
 
     to_input: list[Way]
     to_state: list[Way]
-    kept: Sequence[Tensor] | None = None
+    kept: Tensor | None = None
     shown: Tensor | None = None
 
     def back(self, outputs: Tensor | None, last: tuple[Tensor | None, ...]) -> tuple[Tensor, State]:
         """Return u of all steps and G of the first state, from G of the outputs and of the last state."""
-        like, shown = self.to_state[0].share, self.shown
-        zero = like.new_zeros(()).expand(like.shape[1:])
-        u, c = (zero if given is None else given for given in (*last, None)[:2])
-        ways = [way.over(slice(1, None)) for way in self.to_state]
-        if shown is not None:
-            # What goes back to h goes straight on to c of the step before.
-            ways = [way.times(shown[:-1]) for way in ways]
-            u = c + u * shown[-1]
-            outputs = None if outputs is None else outputs * shown
-        arriving = [zero] * len(like) if outputs is None else outputs.unbind(0)
-        u = u + arriving[-1]
-        passed = [u]
-        steps = list(zip(*(way.steps() for way in ways), strict=True))
-        for t in reversed(range(len(steps))):
-            before = arriving[t] if self.kept is None else torch.addcmul(arriving[t], u, self.kept[t + 1])
-            for share, weight, inside in steps[t]:
-                part = u * share
-                if inside is None:
-                    before = torch.addmm(before, part, weight)
-                else:
-                    before = torch.addcmul(before, torch.mm(part, weight), inside)
-            u = before
+        shares = [way.share for way in self.to_state]
+        ways = [(way.weight, None if way.inside is None else way.inside.unbind(0)) for way in self.to_state]
+        shown = None if self.shown is None else self.shown.unbind(0)
+        # All that u is multiplied by in one product, since most of the time of a step goes into calling operations.
+        factors = torch.stack(shares if self.kept is None else [*shares, self.kept], 1).unbind(0)
+        zero = torch.zeros_like(shares[0][:1])
+        # G of the first state and of each output. What comes back to it is added there, and u takes its place.
+        received = torch.cat((zero, zero.expand_as(shares[0]) if outputs is None else outputs))
+        arriving = received.unbind(0)
+        h, rest = (zero[0] if given is None else given for given in (*last, None)[:2])
+        h = torch.add(arriving[-1], h, out=_spent(arriving[-1]))
+        overwrites = torch.is_inference_mode_enabled()
+        room = torch.empty_like(factors[0]) if overwrites else None
+        parts = () if room is None else room.unbind(0)
+        passed = []
+        for t in reversed(range(len(factors))):
+            u = h
+            if shown is not None:
+                u = torch.addcmul(rest, h, shown[t], out=h if overwrites else None)
+            elif self.kept is not None:
+                u = torch.add(h, rest, out=h if overwrites else None)
             passed.append(u)
-        return torch.stack(passed[::-1]), self._first(u)
-
-    def _first(self, u: Tensor) -> State:
-        """Return G of the first state from u of the first step."""
-        h = _back([way.over(0) for way in self.to_state], u)
+            products = torch.mul(u, factors[t], out=room)
+            parts = parts if overwrites else products.unbind(0)
+            h, rest = arriving[t], parts[-1]
+            for part, (weight, inside) in zip(parts, ways, strict=False):
+                out = h if overwrites else None
+                if inside is None:
+                    h = torch.addmm(h, part, weight, out=out)
+                else:
+                    h = torch.addcmul(h, torch.mm(part, weight), inside[t], out=out)
+        whole = received[1:] if overwrites else torch.stack(passed[::-1])
         if self.kept is None:
-            return (h,)
-        kept = u * self.kept[0]
-        return (h + kept,) if self.shown is None else (h, kept)
+            return whole, (h,)
+        return whole, (h + rest,) if shown is None else (h, rest)
 
     def input(self, passed: Tensor) -> Tensor:
         """Return G of the inputs of all steps from u of all steps."""
@@ -115,27 +105,33 @@ Maker = Callable[[Rule, Tensor, State, Tensor, tuple[Tensor | None, ...]], Recur
 
 
 def _lstm(rule: Rule, x: Tensor, state: State, h: Tensor, weights: tuple[Tensor | None, ...]) -> Recurrence:
-    i, f, g, o = _joint(*_maps(x, state, h, weights)).split(4)
-    signal = g.values()
-    share = i.values().sigmoid_() * _tanh_share(signal)
-    forgets = f.values().sigmoid_().unbind(0)
-    c, cells = state[1], []
-    for forget, new in zip(forgets, (share * signal).unbind(0), strict=True):
-        c = torch.addcmul(new, c, forget)
+    joint = _joint(*_maps(x, state, h, weights))
+    i, f, g, o = joint.values().chunk(4, -1)
+    # Each in memory of its own: where they lie in one, every operation on a part takes longer.
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.contiguous(), o.sigmoid()
+    share = _times(i, _tanh_share(g))
+    cells = _summed(share * g, f, state[1])
+    to_input, to_state = joint.rows(2, 4).ways(rule, share, g)
+    return Recurrence(to_input, to_state, kept=f, shown=_times(o, _tanh_share(cells)))
+
+
+def _summed(new: Tensor, kept: Tensor, c: Tensor) -> Tensor:
+    """Return the cells of all steps: what is new in each, and what is kept of the one before."""
+    cells = []
+    for fresh, share in zip(new.unbind(0), kept.unbind(0), strict=True):
+        c = torch.addcmul(fresh, c, share, out=_spent(fresh))
         cells.append(c)
-    shown = o.values().sigmoid_() * _tanh_share(torch.stack(cells))
-    to_input, to_state = g.ways(rule, share, signal)
-    return Recurrence(to_input, to_state, kept=forgets, shown=shown)
+    return new if torch.is_inference_mode_enabled() else torch.stack(cells)
 
 
 def _gru(rule: Rule, x: Tensor, state: State, h: Tensor, weights: tuple[Tensor | None, ...]) -> Recurrence:
     maps = _maps(x, state, h, weights)
-    r, u, _ = _joint(*maps).split(3)
-    of_input, of_state = (each.split(3)[2] for each in maps)
-    new, old, reset, update = of_input.values(), of_state.values(), r.values().sigmoid_(), u.values()
-    share = (-update).sigmoid_() * _tanh_share(new + old * reset)
+    reset, update = _joint(*maps).rows(0, 3, 2).values().chunk(2, -1)
+    of_input, of_state = (each.rows(2, 3) for each in maps)
+    new, old, reset = of_input.values(), of_state.values(), reset.sigmoid()
+    share = _times((-update).sigmoid(), _tanh_share(new + old * reset))
     (to_input,), (to_state,) = of_input.ways(rule, share, new), of_state.ways(rule, share * reset, old)
-    return Recurrence(to_input, to_state, kept=update.sigmoid_().unbind(0))
+    return Recurrence(to_input, to_state, kept=update.sigmoid())
 
 
 def _rnn(share: Callable[[Tensor], Tensor]) -> Maker:
@@ -151,7 +147,18 @@ def _rnn(share: Callable[[Tensor], Tensor]) -> Maker:
 def _tanh_share(x: Tensor) -> Tensor:
     """Return tanh(x) / x, and its limit 1 at 0."""
     size = x.abs().clamp(min=torch.finfo(x.dtype).tiny)
-    return size.tanh() / size
+    tanh = size.tanh()
+    return torch.div(tanh, size, out=_spent(tanh))
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """Return the product of a tensor that nobody else needs and a factor."""
+    return torch.mul(x, factor, out=_spent(x))
+
+
+def _spent(x: Tensor) -> Tensor | None:
+    """Return a tensor that nobody else needs, if a result may overwrite it: in inference mode."""
+    return x if torch.is_inference_mode_enabled() else None
 
 
 def _relu_share(x: Tensor) -> Tensor:
@@ -178,19 +185,23 @@ class _Map:
     bias: Tensor | None
     steps: int
 
-    def split(self, parts: int) -> list[_Map]:
-        """Return the maps to equal parts of the outputs."""
-        biases = (None,) * parts if self.bias is None else self.bias.chunk(parts)
-        weights = zip(*(w.chunk(parts) for w in self.weights), strict=True)
-        return [_Map(self.operands, *each, self.steps) for each in zip(weights, biases, strict=True)]
+    def rows(self, first: int, of: int, count: int = 1) -> _Map:
+        """Return the map to some of equal parts of the outputs."""
+        size = self.weights[0].shape[0] // of
+        rows = slice(first * size, (first + count) * size)
+        bias = None if self.bias is None else self.bias[rows]
+        return _Map(self.operands, tuple(w[rows] for w in self.weights), bias, self.steps)
 
     def values(self) -> Tensor:
-        """Return the values, in memory of their own."""
-        z = self.bias
-        for a, weight in zip(self.operands, self.weights, strict=True):
-            z = torch.mm(a, weight.t()) if z is None else torch.addmm(z, a, weight.t())
-        assert z is not None
-        return self._in_steps(z)
+        """Return the values."""
+        a, weight = self._whole()
+        return self._in_steps(F.linear(a, weight, self.bias))
+
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        """Return the operands as one, and their weights."""
+        if len(self.operands) == 1:
+            return self.operands[0], self.weights[0]
+        return torch.cat(self.operands, 1), torch.cat(self.weights, 1)
 
     def ways(self, rule: Rule, gradient: Tensor, z: Tensor) -> list[list[Way]]:
         """Return the ways back to each operand under a rule, for what arrives at the values z times ``gradient``.
@@ -199,18 +210,19 @@ class _Map:
         """
         if not isinstance(rule, LinearRule) or rule.is_gradient:
             return [[Way(gradient, weight)] for weight in self.weights]
+        shift = rule.shift(z.dtype)
+        if shift is not None:
+            share = share_of(gradient, z, shift)
+            return [[Way(share, weight)] for weight in self.weights]
         parts = by_weight(gradient, self._factors(rule, z))
         shares = {form: part if scale == 1.0 else part * scale for form, (part, scale) in parts.items()}
         pairs = zip(map(self._in_steps, self.operands), self.weights, strict=True)
         return [[way for form in shares for way in _by(form, shares[form], a, w, rule.raise_by)] for a, w in pairs]
 
     def _factors(self, rule: LinearRule, z: Tensor) -> tuple[Factor, ...]:
-        shift = rule.shift(z.dtype)
-        if shift is not None and not torch.is_grad_enabled():
-            sizes = z.abs()
-            return (share_of_sizes(sizes, shift, out=sizes),)
-        a, weight = self._in_steps(torch.cat(self.operands, 1)), torch.cat(self.weights, 1)
+        a, weight = self._whole()
         modified = cache(partial(modified_weight, weight))
+        a = self._in_steps(a)
         layer = Layer(Dense(), a, z, weight, self.bias, input_nonnegative=False, relu_follows=False, modified=modified)
         if not torch.is_grad_enabled():
             return rule.factors(layer)

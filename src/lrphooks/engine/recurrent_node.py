@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lrphooks.engine import unrolled
-from lrphooks.engine.derivatives import true_derivative
+from lrphooks.engine.derivatives import several, true_derivative
 from lrphooks.engine.nodes import Node, _sum, absent, unaliased
 from lrphooks.engine.recurrence import RECURRENCES
 from lrphooks.engine.unrolled import State
@@ -157,7 +158,12 @@ class RecurrentNode(Node):
         saved = ctx.saved_tensors
         kept, tensors = saved[: -len(needed)], saved[-len(needed) :]
         if ctx.run.passes.relevance:
-            found = stack.relevance(gradients[0], gradients[1:], kept, *tensors)
+            alone = not (torch.is_grad_enabled() or any(several(g) for g in gradients if g is not None))
+            # In inference mode, where operations cost less, results may overwrite what nobody else needs.
+            with torch.inference_mode() if alone else nullcontext():
+                found = stack.relevance(gradients[0], gradients[1:], kept, *tensors)
+            # What is made in that mode, autograd takes no derivatives of.
+            found = [g.clone() if alone and g is not None else g for g in found]
             return None, None, None, *found, *(None for _ in needed[len(found) :])
 
         def function(*tensors: Tensor) -> State:
