@@ -238,9 +238,9 @@ def test_the_short_way_to_a_factor_gives_what_the_terms_say(rule, known, relu, b
 #: How many passes over the output or the input, beyond those of the gradient, a rule takes.
 PASSES = {
     "Epsilon": (Epsilon(), 1, 1),
-    "ZPlus": (ZPlus(), 14, 2),
-    "Gamma": (Gamma(), 10, 4),
-    "AlphaBeta": (AlphaBeta(2, 1), 23, 7),
+    "ZPlus": (ZPlus(), 9, 2),
+    "Gamma": (Gamma(), 8, 3),
+    "AlphaBeta": (AlphaBeta(2, 1), 15, 7),
 }
 
 
@@ -325,6 +325,38 @@ def test_elementwise_passes_of_products(multiply, more):
 
     # What input and output take is that of a product with a number.
     assert beyond(Multiplies(multiply)) - beyond(Multiplies(lambda x: 2 * x)) <= more
+
+
+class Gated(nn.Module):
+    """A gate that a layer computes, and a BatchNorm between a layer and an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.eval().requires_grad_(requires_grad=False)
+
+    def forward(self, x):
+        return (x * self.gate(x).sigmoid()).flatten(1)
+
+
+@pytest.mark.parametrize("rule", FLOORS)
+def test_a_layer_that_gates_costs_its_forward_pass(rule):
+    leaf = torch.randn(2, 4, 5, 5, requires_grad=True)
+    with every_layer(FLOORS[rule][0]).context(model := Gated()), Work() as work:
+        model(leaf).sum().backward()
+    assert work.products == 1
+    assert not any(name in work.operations for name in ("abs", "clamp"))
+
+
+def test_epsilon_goes_past_a_frozen_norm():
+    """Two passes more than the plain gradient of the rules for activations takes, which goes through the norm."""
+
+    class Normed(Gated):
+        def forward(self, x):
+            return F.silu(self.norm(self.conv(x))).flatten(1)
+
+    model, x = Normed(), torch.randn(8, 4, 9, 9)
+    assert passes(model, x, every_layer(Epsilon())) - passes(model, x, every_layer(Epsilon(0))) == 2
 
 
 @pytest.mark.parametrize("rule", PASSES)
