@@ -30,7 +30,7 @@ class Kept:
 
     def __call__(self) -> list[Tensor]:
         """Return the modified weights of the model as it is now."""
-        made: list[Tensor] = WeightCache(self.store).get(("graph", *self.origins), 0.0, self.module)
+        made: list[Tensor] = WeightCache(self.store).get("graph", self.origins, 0.0, self.module)
         return made
 
 

@@ -19,7 +19,7 @@ _SPAN = 1 << 12
 
 
 #: What tells one state of some tensors from another without a look at their values.
-_State = tuple[tuple[int, int, int, torch.dtype, torch.Size], ...]
+_State = list[tuple[int, int, torch.dtype, torch.Size]]
 
 
 class WeightStore:
@@ -40,10 +40,9 @@ class WeightStore:
         self.entries.clear()
         self._seen.clear()
 
-    def token(self, tensors: Sequence[Tensor], state: _State) -> object:
+    def token(self, name: tuple[int, ...], tensors: Sequence[Tensor], state: _State) -> object:
         """Return what stands for the values of tensors: the same object as before if they are seen to be the same."""
         prints = None if self.once else fingerprint(tensors)
-        name = tuple(map(id, tensors))
         seen = self._seen.get(name)
         if seen is None or seen.state != state or not _same(seen.prints, prints):
             seen = self._seen[name] = _Seen(tensors, state, prints, object())
@@ -78,21 +77,21 @@ class WeightCache:
 
     def __init__(self, store: WeightStore) -> None:
         self._store = store
-        self._tokens: dict[_State, object] = {}
+        self._tokens: dict[tuple[int, ...], tuple[_State, object]] = {}
 
-    def get(self, key: tuple[Any, ...], parameter: float, make: Callable[[], T]) -> T:
-        """Return ``make()``, from memory where the tensors in ``key`` are as they were."""
-        tensors = [part for part in key if isinstance(part, Tensor)]
-        if not all(id(t) in self._store.owned for t in tensors):
+    def get(self, key: str, tensors: Sequence[Tensor | None], parameter: float, make: Callable[[], T]) -> T:
+        """Return ``make()``, from memory where the tensors that it is made of are as they were."""
+        present = [t for t in tensors if t is not None]
+        name = tuple(map(id, present))
+        if not self._store.owned.issuperset(name):
             return make()
-        state = tuple([(id(t), t._version, t.data_ptr(), t.dtype, t.shape) for t in tensors])
-        token = self._tokens.get(state)
-        if token is None:
-            token = self._tokens[state] = self._store.token(tensors, state)
-        name = (parameter, *(id(part) if isinstance(part, Tensor) else part for part in key))
-        entry = self._store.entries.get(name)
-        if entry is None or entry.token is not token:
-            entry = self._store.entries[name] = _Entry(token, make())
+        state = [(t._version, t.data_ptr(), t.dtype, t.shape) for t in present]
+        known = self._tokens.get(name)
+        if known is None or known[0] != state:
+            known = self._tokens[name] = (state, self._store.token(name, present, state))
+        entry = self._store.entries.get((key, parameter, name))
+        if entry is None or entry.token is not known[1]:
+            entry = self._store.entries[key, parameter, name] = _Entry(known[1], make())
         return entry.value  # type: ignore[no-any-return]
 
 
@@ -109,7 +108,7 @@ def fingerprint(tensors: Sequence[Tensor]) -> list[Tensor] | None:
         for tensor in tensors:
             if tensor.device.type != "cpu" or tensor.layout != torch.strided or not _dense(tensor):
                 return None
-            values = tensor.detach().as_strided((tensor.numel(),), (1,))
+            values = tensor if tensor.dim() == 1 else tensor.as_strided((tensor.numel(),), (1,))
             if tensor.numel() > _COPIED:
                 if tensor.dtype not in (torch.float32, torch.float64):
                     return None

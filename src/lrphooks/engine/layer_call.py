@@ -179,16 +179,22 @@ class LayerCall:
             return nullcontext()
         return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
 
+    def parameters(self, tensors: tuple[Tensor | None, ...], *, cached: bool) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias, a BatchNorm merged into them."""
+        _, weight, bias, *statistics = tensors
+        assert weight is not None
+        if self.batch_norm is None:
+            return weight, bias
+        merge = partial(self.batch_norm.merge, self.map, weight, bias, tuple(statistics))
+        return self.run.cache.get("merged", tensors[1:], self.batch_norm.eps, merge) if cached else merge()
+
     def layer(
         self, output: Tensor | None, tensors: tuple[Tensor | None, ...], *, relu_follows: bool, cached: bool
     ) -> Layer:
         """Return what the rule is told; without an output, it is computed from the tensors, differentiably."""
-        a, weight, bias, *statistics = tensors
-        assert a is not None and weight is not None
-        if self.batch_norm is not None:
-            merge = partial(self.batch_norm.merge, self.map, weight, bias, tuple(statistics))
-            key = ("merged", weight, bias, *statistics)
-            weight, bias = self.run.cache.get(key, self.batch_norm.eps, merge) if cached else merge()
+        a = tensors[0]
+        assert a is not None
+        weight, bias = self.parameters(tensors, cached=cached)
         if output is None or not self.map.merges:
             # The values of a sum may be infinite, those of its stacked operands are not.
             output = self.map.forward(a, weight, bias)
@@ -198,8 +204,7 @@ class LayerCall:
             made = weight if form == "plain" else forms.get((form, parameter))
             if made is None:
                 make = partial(modified_weight, weight, form, parameter)
-                key = (form, *tensors[1:])
-                made = self.run.cache.get(key, parameter, make) if cached else make()
+                made = self.run.cache.get(form, tensors[1:], parameter, make) if cached else make()
                 forms[form, parameter] = made
             return made
 

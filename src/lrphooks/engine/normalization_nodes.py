@@ -95,7 +95,7 @@ class MergedNode(Node):
     @staticmethod
     def forward(ctx: Any, call: LayerCall, value: tuple[Tensor], *tensors: Tensor | None) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.map, ctx.weight = call.map, call.layer(value[0], tensors, relu_follows=False, cached=True).weight
+        ctx.map, (ctx.weight, _) = call.map, call.parameters(tensors, cached=True)
         ctx.save_for_backward(tensors[0])
         return value[0]
 
