@@ -106,26 +106,30 @@ def fingerprint(tensors: Sequence[Tensor]) -> list[Tensor] | None:
     parts: dict[torch.dtype, list[Tensor]] = {}
     with torch.no_grad():
         for tensor in tensors:
-            if tensor.device.type != "cpu" or tensor.layout != torch.strided or not _dense(tensor):
+            values = _flat(tensor)
+            if values is None:
                 return None
-            values = tensor if tensor.dim() == 1 else tensor.as_strided((tensor.numel(),), (1,))
-            if tensor.numel() > _COPIED:
-                if tensor.dtype not in (torch.float32, torch.float64):
+            dtype, size = tensor.dtype, values.shape[0]
+            if size > _COPIED:
+                if dtype not in (torch.float32, torch.float64):
                     return None
-                whole = values.numel() // _SPAN * _SPAN
-                projected = values[:whole].view(-1, _SPAN) @ _direction(tensor.dtype)
-                parts.setdefault(tensor.dtype, []).append(projected)
+                whole = size // _SPAN * _SPAN
+                parts.setdefault(dtype, []).append(values[:whole].view(-1, _SPAN) @ _direction(dtype))
                 values = values[whole:]
-            parts.setdefault(tensor.dtype, []).append(values)
+            parts.setdefault(dtype, []).append(values)
         # One copy of all, since a layer has up to six small tensors.
         return [torch.cat(each) for each in parts.values()]
 
 
-def _dense(tensor: Tensor) -> bool:
-    """Whether it is a plain tensor whose values fill their memory without gaps, in whatever order."""
-    if type(tensor) not in (Tensor, nn.Parameter):
-        return False
-    return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+def _flat(tensor: Tensor) -> Tensor | None:
+    """Return the values of a plain tensor of the CPU, in the order of their memory, or None where that has gaps."""
+    if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_cpu or tensor.layout is not torch.strided:
+        return None
+    if tensor.is_contiguous():
+        return tensor.view(-1)
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.as_strided((tensor.numel(),), (1,))
+    return None
 
 
 @cache

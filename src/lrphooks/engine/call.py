@@ -26,12 +26,14 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
     """Return the tensors among arguments, within lists, tuples and dicts too."""
     found = []
     for value in values:
+        if type(value) in _SIMPLE:
+            continue
         if isinstance(value, Tensor):
             found.append(value)
-        elif type(value) in _SIMPLE:
-            continue
         elif isinstance(value, list | tuple):
-            found += tensors_in(value)
+            # Such as the stride of a convolution.
+            if not _SIMPLE.issuperset(map(type, value)):
+                found += tensors_in(value)
         elif isinstance(value, dict):
             found += tensors_in(value.values())
     return found

@@ -204,7 +204,7 @@ _OPTIONS = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0, "grou
 def bind_convolution(spatial: int, arguments: dict[str, Any], *, transposed: bool) -> Convolution:
     """Return the map of a convolution call."""
     options = [arguments.get(name, default) for name, default in _OPTIONS.items()]
-    told = (tuple(value) if isinstance(value, list) else value for value in options)
+    told = [tuple(value) if isinstance(value, list) else value for value in options]
     return _bound(spatial, arguments["weight"].shape[-spatial:], *told, transposed=transposed)
 
 
