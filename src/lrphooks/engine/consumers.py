@@ -94,7 +94,7 @@ def _by_rule(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
 
 def multiplies_batches(call: Call) -> bool:
     """Whether the call multiplies batches of matrices, of which torch keeps those that it had to lay out anew."""
-    if call.operation.name not in ("matmul", "bmm") or call.kwargs or len(call.args) != 2:
+    if call.operation.name not in ("matmul", "bmm") or call.operation.reversed or call.kwargs or len(call.args) != 2:
         return False
     first, second = call.args
     if not (first.dim() == second.dim() > 2 and first.shape[:-2] == second.shape[:-2] and first.dtype == second.dtype):
@@ -102,13 +102,15 @@ def multiplies_batches(call: Call) -> bool:
     return not torch.is_autocast_enabled(first.device.type)
 
 
+def in_one_batch(tensor: Tensor) -> Tensor:
+    """Return batches of matrices laid out as torch keeps them of a product."""
+    return tensor.flatten(0, -3).view(tensor.shape)
+
+
 def _keeps_factors(call: Call, rule: Callable[[Call], Rule]) -> bool:
     """Whether a product is one of two tensors, each of which it keeps for the derivative of the other."""
     factors = [t for t in tensors_in(call.args) if t.requires_grad]
     if len(factors) != 2 or factors[0] is factors[1] or call.writes_in_place or call.kwargs:
-        return False
-    if len(call.dependent) != 2 and call.operation.name != "mul":
-        # With a weight, it is a layer.
         return False
     return isinstance(rule(call), Uniform | TakesAll | Gradient)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
+from lrphooks.engine.consumers import in_one_batch
 from lrphooks.engine.derivatives import spare
 from lrphooks.engine.nodes import Node, TwinNode, absent
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
@@ -146,7 +147,7 @@ class Moved:
     def in_one_batch(self, tensor: Tensor) -> tuple[Moved, Tensor]:
         """Return the elements laid out as a product of batches of matrices keeps them, and where these come from."""
         with torch.no_grad():
-            laid = tensor.flatten(0, -3).view(tensor.shape)
+            laid = in_one_batch(tensor)
         if torch._C._is_alias_of(laid, tensor):  # type: ignore[attr-defined]  # the stubs of torch lack it
             return self, tensor
         raw = TwinNode.apply((laid,), self.raw)

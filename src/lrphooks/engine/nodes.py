@@ -188,12 +188,22 @@ class ScaleNode(Node):
 
 
 class GatedNode(Node):
-    """The product of a signal and a constant, which receives nothing in a relevance pass."""
+    """The product of a signal and a constant, which receives nothing in a relevance pass.
+
+    ``back`` takes the gradient and the constant, and returns the gradient of the signal.
+    """
 
     @staticmethod
-    def forward(ctx: Any, run: Run, function: Callable[..., Tensor], signal: Tensor, gate: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        run: Run,
+        function: Callable[..., Tensor],
+        back: Callable[[Tensor, Tensor], Tensor],
+        signal: Tensor,
+        gate: Tensor,
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.function = run, function
+        ctx.run, ctx.function, ctx.back = run, function, back
         ctx.save_for_backward(signal, gate)
         return function(signal, gate)
 
@@ -203,9 +213,9 @@ class GatedNode(Node):
             return absent(ctx)
         signal, gate = ctx.saved_tensors
         if ctx.run.passes.relevance:
-            return None, None, (gradient * gate.conj()).sum_to_size(signal.shape).to(signal.dtype), None
-        need = ctx.needs_input_grad[2:]
-        return None, None, *true_derivative(ctx.function, (signal, gate), gradient, need)
+            return None, None, None, ctx.back(gradient, gate).sum_to_size(signal.shape).to(signal.dtype), None
+        need = ctx.needs_input_grad[3:]
+        return None, None, None, *true_derivative(ctx.function, (signal, gate), gradient, need)
 
 
 class ParameterizedMapNode(Node):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call, tensors_in
+from lrphooks.engine.consumers import in_one_batch, multiplies_batches
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import exchanged, in_place, plain, positional
 from lrphooks.engine.nodes import GatedNode, ScaleNode, ShareNode
@@ -120,7 +121,9 @@ def _is_smaller(call: Call, carriers: list[Tensor]) -> bool:
 
 def _has_gate(run: Run, call: Call) -> bool:
     """Whether the call multiplies an activation by a constant that has a derivative of its own, as a gate."""
-    if call.operation.name != "mul" or call.writes_in_place or call.kwargs or len(call.args) != 2 or run.parameters:
+    if call.writes_in_place or call.kwargs or len(call.args) != 2 or run.parameters:
+        return False
+    if call.operation.name != "mul" and not multiplies_batches(call):
         return False
     gates = [t for t in tensors_in(call.args) if not run.carries(t)]
     return len(gates) == 1 and gates[0].requires_grad and not gates[0].is_leaf
@@ -130,8 +133,24 @@ def _gated(run: Run, call: Call) -> Tensor:
     """Multiply by a gate, for which torch would compute a derivative that goes nowhere."""
     (signal,) = call.dependent
     (gate,) = (t for t in tensors_in(call.args) if t is not signal)
-    out: Tensor = GatedNode.apply(run, call.over((signal, gate)), signal, gate)
+    function, back = call.over((signal, gate)), _back_by_elements
+    if call.operation.name != "mul":
+        back = _back_from_left if signal is call.args[0] else _back_from_right
+        signal = in_one_batch(signal)
+    out: Tensor = GatedNode.apply(run, function, back, signal, gate)
     return out
+
+
+def _back_by_elements(gradient: Tensor, gate: Tensor) -> Tensor:
+    return gradient * gate.conj()
+
+
+def _back_from_left(gradient: Tensor, gate: Tensor) -> Tensor:
+    return gradient @ gate.mH
+
+
+def _back_from_right(gradient: Tensor, gate: Tensor) -> Tensor:
+    return gate.mH @ gradient
 
 
 def _proportional(run: Run, call: Call, rule: Rule, first: int) -> Any:
