@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -78,6 +79,15 @@ def cost(model, x, composite=None, target=0):
     with backward:
         out[:, target].sum().backward()
     return Cost(forward.products, backward.products, len(saved.sizes), sum(saved.sizes.values()))
+
+
+def held(model, x):
+    """The bytes that a forward pass leaves allocated."""
+    leaf = x.clone().requires_grad_()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        out = model(leaf)
+    assert out.requires_grad
+    return sum(e.nbytes() for e in found.profiler.kineto_results.events() if e.name() == "[memory]")
 
 
 #: What torch 2.13 does not vectorize on a CPU: it takes ten times as long as a product of elements.

@@ -12,10 +12,10 @@ from benchmarks.speed.memory import peak
 from benchmarks.speed.subjects import gradient_of
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 import torchvision_shim  # noqa: F401  (before torchvision)
+from counting import held
 from lrphooks import composites
 from lrphooks.rules import AlphaBeta, Epsilon, Gamma, ZPlus
 from small_networks import every_layer
@@ -72,15 +72,6 @@ def made(name):
     torch.manual_seed(0)
     model, shape = MODELS[name]()
     return model.eval().requires_grad_(False), torch.randn(shape)
-
-
-def held(model, x):
-    """The bytes that a forward pass leaves allocated."""
-    leaf = x.clone().requires_grad_()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        out = model(leaf)
-    assert out.requires_grad
-    return sum(e.nbytes() for e in found.profiler.kineto_results.events() if e.name() == "[memory]")
 
 
 def activations(model, x):

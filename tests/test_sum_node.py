@@ -8,10 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from counting import held
 from lrphooks.engine.sum_node import Summed
 from lrphooks.rules import Epsilon
 from small_networks import every_layer
-from test_epsilon_kept import COMPOSITE, InCheckpoint, Model, Reference, Unseen, expected, loses, relevance, then
+from test_epsilon_kept import (
+    COMPOSITE,
+    InCheckpoint,
+    Model,
+    Reference,
+    Unseen,
+    Written,
+    expected,
+    gelu,
+    loses,
+    relevance,
+    then,
+)
 
 
 def norm(t):
@@ -61,12 +74,19 @@ BODIES = {
     "not kept: in place": lambda z, x, y: then(z.add_(x), norm(z)),
     "not kept: two outputs": lambda z, x, y: norm(z * 2 + z),
     "not kept: of other shape": lambda z, x, y: norm(z + x[:1]),
+    "not kept: a checkpoint behind a product, which is set elsewhere": lambda z, x, y: then(
+        s := z * 0.5, c := checked(rolled, s), t := x.clone(), t.__setitem__(slice(None), s), c + t
+    ),
     "not kept: y lost before": lambda z, x, y: then(y.mul_(2), norm(z + y)),
 }
 
 
 def residual(s):
     return norm(s) + s
+
+
+def rolled(s):
+    return norm(s[torch.tensor([1, 2, 3, 4, 0])[: len(s)].clamp(max=len(s) - 1)])
 
 
 def body(name):
@@ -145,6 +165,97 @@ def test_derivatives_of_relevance(name):
 
     # The weights are those of the model, which gradcheck moves in place.
     assert torch.autograd.gradcheck(found, (x, *weights), atol=1e-6, rtol=1e-4)
+
+
+class Twice(Model):
+    """Adds the outputs of two layers, of which the first goes to a norm too, or an activation, that keeps it."""
+
+    def __init__(self, body, keep, *, learned=False):
+        super().__init__(body, learned=learned)
+        self.middle, self.keep = torch.nn.Linear(8, 8).double().requires_grad_(learned), keep
+
+    def forward(self, x):
+        y = self.first(x * 2)
+        return self.second(self.body(self.middle(self.keep(y)), y))
+
+
+class PlainTwice(torch.nn.Module):
+    """The model of layers that are written out."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.first, self.middle, self.second = map(Written, (model.first, model.middle, model.second))
+        self.model = model
+
+    def forward(self, x):
+        y = self.first(x * 2).as_subclass(Reference)
+        z = self.middle(self.model.keep(y).as_subclass(torch.Tensor)).as_subclass(Reference)
+        return self.second(self.model.body(z, y).as_subclass(torch.Tensor))
+
+
+def activated(t):
+    return gelu(t) if isinstance(t, Reference) else F.gelu(t)
+
+
+#: What a model does with both outputs, z and y, of which a consumer keeps y.
+BOTH = {
+    "before a norm": lambda z, y: norm(z + y),
+    "before a norm, the other way round": lambda z, y: norm(y + z),
+    "and used again": lambda z, y: norm(z + y) + y * 2,
+    "and used before": lambda z, y: then(a := y * 2 + y, norm(z + y) + a),
+    "and z used again": lambda z, y: norm(z + y) + norm(z),
+    "z moved": lambda z, y: norm(z.view(-1, 2, 4).flatten(1) + y),
+    "z scaled": lambda z, y: norm(z * 0.5 + y),
+    "y scaled": lambda z, y: norm(z + y / 4),
+    "before nothing": lambda z, y: z + y,
+    "before a ReLU": lambda z, y: F.relu(z + y),
+    "scaled in place": lambda z, y: (z + y).mul_(2),
+    "added to in place": lambda z, y: then(s := z + y, s.__iadd__(y), norm(s)),
+}
+
+
+@pytest.mark.parametrize("create", [False, True], ids=["", "differentiable"])
+@pytest.mark.parametrize("learned", [False, True], ids=["frozen", "learned"])
+@pytest.mark.parametrize("keep", [norm, activated], ids=["norm", "gelu"])
+@pytest.mark.parametrize("name", BOTH)
+def test_sums_of_two_outputs(name, keep, learned, create, close):
+    x = torch.randn(5, 8, dtype=torch.float64)
+    model = Twice(BOTH[name], keep, learned=learned)
+    leaf = x.clone().requires_grad_()
+    out = PlainTwice(model)(leaf)
+    wanted = x * torch.autograd.grad(out[:, 1].sum(), leaf)[0]
+    value, found = relevance(model, x, create=create)
+    close(value, out, tol=1e-14)
+    close(found, wanted, tol=1e-11)
+    close(relevance(InCheckpoint(model), x)[1], wanted, tol=1e-11)
+
+
+@pytest.mark.parametrize("keep", [norm, activated], ids=["norm", "gelu"])
+@pytest.mark.parametrize("name", BOTH)
+def test_derivatives_of_relevance_of_two_outputs(name, keep):
+    torch.manual_seed(2)
+    model = Twice(BOTH[name], keep, learned=True)
+    x = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
+
+    def found(leaf, *_):
+        with COMPOSITE.context(model):
+            return torch.autograd.grad(model(leaf)[:, 1].sum(), leaf, create_graph=True)[0]
+
+    weights = [model.first.weight, model.middle.weight, model.middle.bias]
+    assert torch.autograd.gradcheck(found, (x, *weights), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_sums_of_two_outputs_keep(kept):
+    """Nothing where the sum is kept, else a copy of z; and neither the sum nor a copy of y."""
+    model = Twice(BOTH["before a norm" if kept else "before nothing"], norm).requires_grad_(requires_grad=False)
+    x = torch.randn(64, 8, dtype=torch.float64)
+    with COMPOSITE.context(model):
+        held(model, x)
+        ruled = held(model, x)
+    # The input as the model sees it, and the output of the last layer.
+    most = x.nbytes + 64 * 3 * 8 + (0 if kept else x.nbytes)
+    assert 0 < ruled - held(model, x) <= most + 64
 
 
 @pytest.mark.parametrize("watch", ["retain_grad", "hook"])

@@ -102,6 +102,11 @@ def _by_elements(run: Run, call: Call, tensor: Tensor, moved: Moved | Summed, ch
     if takes_share(call, tensor, run.rule) or (added is not None and tensor is added.z):
         # The handler of the call does it.
         return True
+    if added is not None and not (tensor.retains_grad or tensor._backward_hooks):
+        # The other summand waits too, and a consumer was seen that keeps it.
+        change[id(tensor)] = kept = moved.settle(run, tensor, shared=True)
+        notes.write(kept, run, again=added.again)
+        return True
     how = way(call, tensor, run.rule)
     if how == "keeps":
         laid, elements = moved.in_one_batch(tensor) if multiplies_batches(call) else (moved, tensor)

@@ -117,8 +117,12 @@ class Summed:
         """Decide what stands for z, now that it is known whether the consumer keeps the sum for its derivative."""
         # Whoever asks for the gradient at the sum itself is to get it; and what was overwritten, autograd reports.
         if not kept and self.again.holds and not (total.retains_grad or total._backward_hooks):
-            z = total - self.again.make()
+            # Nothing leads to the node that counted on a consumer, which would be held, and the sum with it.
+            with torch.no_grad():
+                z = total - self.again.make()
+            z = TwinNode.apply((z,), self.z)
             with _unsafe_preserve_version_counter(total):
+                total.detach_()
                 SumNode.apply(run, self.shift, self.again, total, self.z, self.y, z)
             notes.write(total, run, moved=None, again=None)
             return
@@ -149,6 +153,9 @@ def summands(run: Run, call: Call) -> Summands | None:
     for z, y in ((first, second), (second, first)):
         note, other = notes.read(z, run), notes.read(y, run)
         moved = None if note is None else note.moved
+        if other is not None and isinstance(other.moved, Moved) and other.moved.shared is not None:
+            # A consumer that keeps it saw it with its rule.
+            other = notes.read(other.moved.shared, run)
         again = None if other is None else other.again
         if not isinstance(moved, Moved) or again is None or z.retains_grad or z._backward_hooks:
             continue
