@@ -2,9 +2,9 @@
 
 With a constant stabilizer the rule is the gradient times z / (z + s sign z), element by element. So it may stand
 wherever the elements of the output have been moved to, and keeps nothing but them: the rest of the way is the plain
-gradient of what was moved and of the layer. Where the consumer keeps the same memory anyway, it costs none; elsewhere
-the node keeps a copy, since the model may overwrite what no other operation keeps. A convolution, whose gradient keeps
-its input anyway, has its own node there.
+gradient of what was moved and of the layer. Where the
+consumer keeps the same memory anyway, it costs none; elsewhere the node keeps a copy, since the model may overwrite
+what no other operation keeps. A convolution, whose gradient keeps its input anyway, has its own node there.
 
 The node's way back goes around the guard of the layer: along the same moves, of the output as it was before it.
 """
@@ -14,8 +14,8 @@ The node's way back goes around the guard of the layer: along the same moves, of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,7 @@ from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.consumers import in_one_batch
 from lrphooks.engine.derivatives import spare
-from lrphooks.engine.nodes import Node, TwinNode, absent
+from lrphooks.engine.nodes import Node, TwinNode, absent, zero_link
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.factors import share_of_sizes
 
@@ -65,8 +65,8 @@ def share_of(gradient: Tensor, z: Tensor, shift: float) -> Tensor:
         signed = torch.where(z < 0, torch.full_like(z, -shift), torch.full_like(z, shift))
         return gradient * z / (z + signed)
     sizes = z.abs()
-    factor = share_of_sizes(sizes, shift, out=sizes)
-    return factor.times(gradient, out=spare(sizes, gradient))
+    share = share_of_sizes(sizes, shift, out=sizes)
+    return share.times(gradient, out=spare(sizes, gradient))
 
 
 @dataclass(slots=True)
@@ -90,13 +90,16 @@ class Origin:
 class Moved:
     """Elements of a layer's output that wait for a consumer: where they come from, and how they were moved since.
 
+    source, move: what was moved last, and how; None for the origin itself.
     shared, own: what consumers see that keep the elements themselves, and others.
     """
 
     origin: Origin
-    moves: tuple[Callable[[Tensor], Tensor], ...] = field(default=())
+    source: Moved | None = None
+    move: Callable[[Any], Any] | None = None
     shared: Tensor | None = None
     own: Tensor | None = None
+    _raw: Any = None
 
     @property
     def hooks(self) -> Any:
@@ -106,23 +109,25 @@ class Moved:
     @property
     def lean(self) -> bool:
         """Whether the node on these elements is the best for a consumer that keeps nothing."""
-        return self.origin.lean or bool(self.moves)
+        return self.origin.lean or self.source is not None
 
     @property
-    def raw(self) -> Tensor:
-        """The elements in the graph before the layer's guard."""
-        return self.along(self.origin.raw)
+    def raw(self) -> Any:
+        """The elements in the graph before the layer's guard, where what moved together is moved back together."""
+        if self.source is None or self.move is None:
+            return self.origin.raw
+        if self._raw is None:
+            self._raw = self.move(self.source.raw)
+        return self._raw
 
     def unguarded(self, tensor: Tensor) -> Tensor:
         """Return the tensor that holds the elements, so that autograd knows if it is overwritten, without the guard."""
         out: Tensor = TwinNode.apply((tensor.detach(),), self.raw)
         return out
 
-    def along(self, tensor: Tensor) -> Tensor:
+    def along(self, tensor: Tensor) -> Any:
         """Return the elements of another tensor of the origin's shape, moved alike."""
-        for move in self.moves:
-            tensor = move(tensor)
-        return tensor
+        return tensor if self.source is None or self.move is None else self.move(self.source.along(tensor))
 
     def settle(self, run: Run, tensor: Tensor, *, shared: bool) -> Tensor:
         """Return the tensor as its consumer is to see it; ``shared`` if the consumer keeps it for its derivative."""
@@ -131,18 +136,20 @@ class Moved:
             return self.own
         if shared:
             if self.shared is None:
-                self.shared = EpsilonNode.apply(run, origin.shift, (tensor,), self.along(origin.raw), None)
+                self.shared = EpsilonNode.apply(run, origin.shift, (tensor,), self.raw, None)
             return self.shared
         # Also if another consumer keeps the elements: relevance may not come back by that one.
-        raw = self.raw
+        self.own = EpsilonNode.apply(run, origin.shift, (tensor,), *self._copied())
+        return self.own
+
+    def _copied(self) -> tuple[Tensor, Tensor]:
+        """Return the elements in the graph before the guard, and a copy of them."""
+        origin, raw = self.origin, self.raw
         if origin.kept is None and 2 * raw.numel() < origin.raw.numel():
             # Such as the query alone, where one layer makes query, key and value.
-            kept = raw.clone()
-        else:
-            origin.kept = origin.raw.clone() if origin.kept is None else origin.kept
-            kept = self.along(origin.kept)
-        self.own = EpsilonNode.apply(run, origin.shift, (tensor,), raw, kept)
-        return self.own
+            return raw, raw.clone()
+        origin.kept = origin.raw.clone() if origin.kept is None else origin.kept
+        return raw, self.along(origin.kept)
 
     def in_one_batch(self, tensor: Tensor) -> tuple[Moved, Tensor]:
         """Return the elements laid out as a product of batches of matrices keeps them, and where these come from."""
@@ -156,25 +163,30 @@ class Moved:
     def follow(self, run: Run, call: Call, out: Any) -> None:
         """Note on the results of a move where their elements come from."""
         source = call.dependent[0]
-        function = call.over([source])
+        moved = Moved(self.origin, self, call.over([source]))
         if isinstance(out, Tensor):
             if out is not source:
-                self._note(run, call, out, function)
+                moved._note(run, call, out)
         elif isinstance(out, list | tuple):
             for i, part in enumerate(out):
-                self._note(run, call, part, partial(_part, function, i))
+                Moved(self.origin, moved, itemgetter(i))._note(run, call, part)
 
-    def _note(self, run: Run, call: Call, out: Tensor, move: Callable[[Tensor], Tensor]) -> None:
+    def _note(self, run: Run, call: Call, out: Tensor) -> None:
+        raw = self.origin.raw
         # Complex numbers have no sign.
-        if torch.promote_types(out.dtype, self.origin.raw.dtype) != out.dtype or out.is_complex():
+        if torch.promote_types(out.dtype, raw.dtype) != out.dtype or out.is_complex():
             return
-        if out._is_view() and _told_by_tensors(call):
-            return
-        moved = Moved(self.origin, (*self.moves, move))
         if not out._is_view():
-            # A copy, whose memory a consumer may keep in place of that of the layer's output.
-            moved = Moved(Origin(self.origin.shift, moved.unguarded(out), self.origin.hooks, lean=True))
-        notes.write(out, run, moved=moved)
+            # Only the way back is wanted, so what is moved is as small as can be.
+            link = TwinNode.apply((zero_link(raw).detach(),), raw)
+            self._note_copy(run, out, self.along(link))
+        elif not _told_by_tensors(call):
+            notes.write(out, run, moved=self)
+
+    def _note_copy(self, run: Run, out: Tensor, twin: Tensor) -> None:
+        """Note on a copy that a consumer may keep its memory in place of that of the layer's output."""
+        raw = TwinNode.apply((out.detach(),), twin)
+        notes.write(out, run, moved=Moved(Origin(self.origin.shift, raw, self.hooks, lean=True)))
 
 
 def _told_by_tensors(call: Call) -> bool:
@@ -191,8 +203,3 @@ def _told_by_tensors(call: Call) -> bool:
         elif isinstance(value, slice):
             told += value.start, value.stop, value.step
     return False
-
-
-def _part(function: Callable[[Tensor], Any], index: int, tensor: Tensor) -> Tensor:
-    part: Tensor = function(tensor)[index]
-    return part

@@ -150,5 +150,8 @@ def follow(run: Run, call: Call, out: Any) -> None:
     """Note on the results of a move of elements whose rule waits for their consumer where they come from."""
     note = notes.read(call.dependent[0], run)
     moved = None if note is None else note.moved
-    if isinstance(moved, Moved) and way(call, call.dependent[0], run.rule) == "moves":
+    # A checkpoint that began behind the elements runs again, and may find that they wait no longer.
+    if not isinstance(moved, Moved) or moved.hooks != saving_hooks():
+        return
+    if way(call, call.dependent[0], run.rule) == "moves":
         moved.follow(run, call, out)
