@@ -206,6 +206,40 @@ BODIES = {
 }
 
 
+def constant_batches(x):
+    return gate(x, x).view(-1, 2, 2, 2)
+
+
+BODIES |= {
+    "scaled": lambda z, x: z * 0.3 + x,
+    "scaled by a negative number, and more": lambda z, x: -3 * z + z,
+    "divided, then lost": lambda z, x: loses(z, lambda z: (z.view(-1, 2, 4) / 4).flatten(1) + x),
+    "scaled, then lost": lambda z, x: loses(z * 0.3, lambda s: s + x),
+    "scaled by nothing": lambda z, x: z * 0 + x,
+    "scaled by next to nothing": lambda z, x: z * 1e-308 + x,
+    "scaled and divided for GELU": lambda z, x: (gelu if isinstance(x, Reference) else F.gelu)(z * 3 / 2),
+    "scaled, then a ReLU": lambda z, x: F.relu(z * 2),
+    "scaled, then a ReLU in place": lambda z, x: (z * 2).relu_(),
+    "scaled for a product of batches": lambda z, x: batches(z * 0.3, x),
+    "scaled, then scaled in place": lambda z, x: (z * 0.5).mul_(3),
+    "scaled, then added to in place": lambda z, x: then(s := z * 0.5, s.__iadd__(x), s),
+    "scaled, then a view scaled in place": lambda z, x: then(s := z * 0.5, s.view(-1).mul_(3), s),
+    "scaled, a view, then scaled in place": lambda z, x: then(s := z / 2, v := s.view(-1), s.mul_(3), s + v.view_as(s)),
+    "scaled, used, then scaled in place": lambda z, x: then(s := z / 2, y := s * 3 + x, s.mul_(3), s + y),
+    "scaled, then a column set": lambda z, x: then(s := z / 2, s.__setitem__((slice(None), 0), 1.0), s),
+    "scaled out of sight": lambda z, x: Unseen.apply(z * 0.3),
+    "scaled out of sight, then in place": lambda z, x: then(s := z * 2, u := Unseen.apply(s), s.mul_(3), s + u),
+    "a copy, set in a slice": lambda z, x: then(y := x.clone(), y.__setitem__(slice(3), moved(z).flatten(1)[:3]), y),
+    "chunks, scaled": lambda z, x: torch.cat([part * (1 + i) for i, part in enumerate(z.view(-1, 8).chunk(4, 1))], 1),
+    "parts of a view": lambda z, x: torch.cat([part + x[:, :4] for part in z.view(-1, 4, 2).permute(2, 0, 1)], 1),
+    "constant batches times z": lambda z, x: (constant_batches(x) @ z.view(-1, 2, 2, 2).mT).flatten(1),
+    "z times constant batches": lambda z, x: (z.view(-1, 2, 2, 2).mT @ constant_batches(x)).flatten(1),
+    "constant batches times z, then lost": lambda z, x: loses(
+        z, lambda z: (constant_batches(x) @ z.view(-1, 2, 2, 2).transpose(1, 2)).flatten(1)
+    ),
+}
+
+
 def widened(z, x):
     return z.view(-1, 2, 4).float().mul(1.0).flatten(1).to(z.dtype)
 

@@ -44,6 +44,13 @@ def vit():
     return model, (2, 3, 32, 32)
 
 
+def swin():
+    """Swin-T but narrower, with blocks whose windows are shifted, and one that merges patches."""
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    return SwinTransformer([4, 4], 48, [2, 6], [2, 4], [4, 4], num_classes=10), (2, 3, 64, 64)
+
+
 def short_bert():
     """BERT-base but narrower."""
     return bert(64, layers=12, length=32), (2, 32, 64)
@@ -54,7 +61,7 @@ def short_llama():
     return llama(256, layers=8), (2, 64, 256)
 
 
-MODELS = {"VGG": vgg, "ResNet": resnet, "ViT": vit, "BERT": short_bert, "Llama": short_llama}
+MODELS = {"VGG": vgg, "ResNet": resnet, "ViT": vit, "Swin": swin, "BERT": short_bert, "Llama": short_llama}
 RULES = {
     "LRP-0": every_layer(Epsilon(0)),
     "AttnLRP": composites.AttnLRP(epsilon=0),
@@ -89,6 +96,7 @@ BARS = {
     "VGG": {"LRP-0": 1.1, "Epsilon": 1.1, "ZPlus": 2.0, "Gamma": 2.0, "AlphaBeta": 2.0},
     "ResNet": {"LRP-0": 1.1, "Epsilon": 1.1, "ZPlus": 1.5, "Gamma": 1.5, "AlphaBeta": 1.5},
     "ViT": {"LRP-0": 1.1, "AttnLRP": 1.1, "CPLRP": 1.1, "AttnLRP, epsilon": 1.1, "CPLRP, epsilon": 1.1},
+    "Swin": {"LRP-0": 1.1, "AttnLRP, epsilon": 1.1, "CPLRP, epsilon": 1.1},
     "BERT": {"LRP-0": 1.1, "AttnLRP, epsilon": 1.1, "CPLRP, epsilon": 1.1},
     "Llama": {"LRP-0": 1.1, "AttnLRP, epsilon": 1.1, "CPLRP, epsilon": 1.1},
 }

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from counting import Work, cost, passes
+from counting import Work, cost, held, passes
 from lrphooks import Composite
 from lrphooks.matching import AnyLinear
 from lrphooks.rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
@@ -200,6 +200,43 @@ def test_two_consumers_of_a_layer_share_its_rule():
     assert (ruled.forward - plain.forward, ruled.backward - plain.backward) == (2, 2)
 
 
+class Windowed(nn.Module):
+    """Attention written out, of a query that is scaled, between norms and in residual blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.qkv, self.out = nn.Linear(8, 8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.requires_grad_(requires_grad=False)
+
+    def forward(self, x):
+        x = self.first(x)
+        qkv = self.qkv(F.layer_norm(x, (8,))).view(-1, 9, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        weights = ((q * 0.5) @ k.transpose(-2, -1)).softmax(-1)
+        x = x + self.out((weights @ v).transpose(1, 2).flatten(2))
+        return F.layer_norm(x, (8,)).flatten(1)
+
+
+@pytest.mark.parametrize(("name", "fewer"), [("AttnLRP", 0), ("CPLRP", 3)])
+def test_attention_that_is_written_out(name, fewer):
+    """The rule keeps nothing and copies nothing, and what receives nothing is not multiplied."""
+    model, x = Windowed(), torch.randn(4, 9, 8)
+    plain, ruled = cost(model, x), cost(model, x, PRESETS[name]())
+    assert ruled.forward == plain.forward
+    assert ruled.backward == plain.backward - fewer
+    counts, bytes_ = [], []
+    for context in (Plain.context(model), PRESETS[name]().context(model)):
+        with context:
+            held(model, x)
+            bytes_.append(held(model, x))
+            with Work() as work:
+                model(x.clone().requires_grad_())[:, 0].sum().backward()
+        counts.append(work.operations)
+    # The input is copied, as is the output. Query, key and value are moved back together.
+    assert bytes_[1] - bytes_[0] <= 1.1 * x.nbytes
+    assert counts[1]["clone"] <= counts[0]["clone"] + 2
+
+
 @pytest.mark.parametrize(
     "activation", [nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Hardswish(), nn.Tanh()], ids=repr
 )
@@ -253,6 +290,10 @@ CONSUMERS = {
     "attention": (lambda z: F.scaled_dot_product_attention(*[z.view(-1, 9, 2, 4).transpose(1, 2)] * 3).flatten(1), 3),
     "sum": (lambda z: z + 1, 4),
     "two sums": (lambda z: (z + 1).flatten(1) + z.flatten(1), 7),
+    "norm of what was laid out anew": (lambda z: F.layer_norm(z.unflatten(2, (2, 4)).mT.flatten(1), (72,)), 3),
+    "product of what was scaled": (lambda z: (z * 0.5) @ (z / 2).transpose(-2, -1), 6),
+    "sum of what was scaled": (lambda z: z * 0.5 + 1, 4),
+    "scaled, then added to in place": (lambda z: (z * 0.5).add_(1), 4),
 }
 
 

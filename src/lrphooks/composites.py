@@ -214,7 +214,7 @@ def AttnLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composi
     """Epsilon on linear layers, products half each, softmax by its gradient. For any model, transformers above all.
 
     No stabilizer is needed, since the modified gradient divides by no activation: with ``epsilon=0`` relevance takes
-    about as much memory as the gradient, with a stabilizer about 1.2 times as much.
+    about as much memory as the gradient, with a stabilizer about 1.1 times as much.
 
     The softmax expansion has an offset that absorbs relevance of its own; :func:`CPLRP` has none.
 

@@ -14,8 +14,8 @@ from lrphooks.operations import names
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Normalize, TakesAll, Uniform
 
-#: It moves elements; keeps them for its derivative; only reads them, and its results have memory of their own. Empty
-#: for what may hand the tensor itself on, writes to it, or is not known.
+#: It moves elements, or multiplies all by a number; keeps them for its derivative; only reads them, and its results
+#: have memory of their own. Empty for what may hand the tensor itself on, writes to it, or is not known.
 Way = Literal["moves", "keeps", "reads", ""]
 
 _MOVES = frozenset(
@@ -52,6 +52,9 @@ def way(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
         return ""
     if (name == "mul" or multiplies_batches(call)) and _keeps_factors(call, rule):
         return "keeps"
+    if factor(call) is not None and tensor.dtype != torch.float16 and not isinstance(rule(call), Constant):
+        # In half precision, the product with a small number has few digits left.
+        return "moves"
     if kind == "linear" or name in _READS:
         return "reads"
     if call.writes_in_place:
@@ -59,10 +62,8 @@ def way(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
     if name == "einsum":
         # Of one operand it may be a view.
         return "reads" if len(list(tensors_in(call.args))) > 1 else ""
-    if kind in ("relu", "batch norm"):
-        return "reads"
-    if kind == "attention":
-        return "keeps" if _is_fused(call) else "reads"
+    if kind in ("relu", "batch norm", "attention"):
+        return "keeps" if kind == "attention" and _is_fused(call) else "reads"
     if name == "dropout":
         return "" if call.argument(2, "training", default=True) else "moves"
     return _by_rule(call, tensor, rule)
@@ -90,6 +91,18 @@ def _by_rule(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
     if name in ("layer_norm", "rms_norm", "group_norm") and call.dependent[0] is tensor:
         return "keeps" if isinstance(rule(call), Normalize) else ""
     return ""
+
+
+def factor(call: Call) -> float | None:
+    """Return the number that all a call does is to multiply a tensor by, else None."""
+    if call.operation.name not in ("mul", "div") or call.operation.reversed or call.writes_in_place or call.kwargs:
+        return None
+    number = call.args[1] if len(call.args) == 2 else None
+    if not isinstance(number, int | float):
+        return None
+    if call.operation.name == "mul":
+        return number
+    return 1.0 / number if number else None
 
 
 def multiplies_batches(call: Call) -> bool:

@@ -2,7 +2,7 @@
 
 With a constant stabilizer the rule is the gradient times z / (z + s sign z), element by element. So it may stand
 wherever the elements of the output have been moved to, and keeps nothing but them: the rest of the way is the plain
-gradient of what was moved and of the layer. Where the
+gradient of what was moved and of the layer. Behind a product with a number c, the stabilizer is |c| s. Where the
 consumer keeps the same memory anyway, it costs none; elsewhere the node keeps a copy, since the model may overwrite
 what no other operation keeps. A convolution, whose gradient keeps its input anyway, has its own node there.
 
@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
-from lrphooks.engine.consumers import in_one_batch
+from lrphooks.engine.consumers import factor, in_one_batch
 from lrphooks.engine.derivatives import spare
 from lrphooks.engine.nodes import Node, TwinNode, absent, zero_link
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
@@ -37,13 +38,25 @@ class EpsilonNode(Node):
     """The output z of a layer, or a part of it, as one consumer is to see it.
 
     ``held`` is z in a tuple, which autograd looks past; ``raw`` is z in the graph; ``kept`` is a copy of it, or None
-    where the consumer keeps z too, which then cannot be overwritten.
+    where the consumer keeps z too, which then cannot be overwritten. With a target, the node is set on that in place.
     """
 
     @staticmethod
-    def forward(ctx: Any, run: Run, shift: float, held: tuple[Tensor], raw: Tensor, kept: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        run: Run,
+        shift: float,
+        held: tuple[Tensor],
+        raw: Tensor,
+        kept: Tensor | None,
+        target: Tensor | None = None,
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.run, ctx.shift = run, shift
+        if target is not None:
+            ctx.mark_dirty(target)
+            ctx.save_for_backward(kept)
+            return target
         # Not a view for autograd, whose base would keep the guard and the layer's input alive.
         out = held[0].detach()
         ctx.save_for_backward(out if kept is None else kept)
@@ -54,9 +67,9 @@ class EpsilonNode(Node):
         if gradient is None:
             return absent(ctx)
         if not ctx.run.passes.relevance:
-            return None, None, None, gradient, None
+            return None, None, None, gradient, None, None
         (z,) = ctx.saved_tensors
-        return None, None, None, share_of(gradient, z, ctx.shift), None
+        return None, None, None, share_of(gradient, z, ctx.shift), None, None
 
 
 def share_of(gradient: Tensor, z: Tensor, shift: float) -> Tensor:
@@ -142,6 +155,15 @@ class Moved:
         self.own = EpsilonNode.apply(run, origin.shift, (tensor,), *self._copied())
         return self.own
 
+    def settle_in_place(self, run: Run, tensor: Tensor) -> None:
+        """Set the node on the tensor itself, for a consumer that may write to it or hand it on."""
+        raw, kept = self._copied()
+        with _unsafe_preserve_version_counter(tensor):
+            # Else the guard, and the layer's input with it, would be held for nothing.
+            tensor.detach_()
+            EpsilonNode.apply(run, self.origin.shift, (tensor,), raw, kept, tensor)
+        notes.write(tensor, run, moved=None)
+
     def _copied(self) -> tuple[Tensor, Tensor]:
         """Return the elements in the graph before the guard, and a copy of them."""
         origin, raw = self.origin, self.raw
@@ -161,8 +183,14 @@ class Moved:
         return Moved(Origin(self.origin.shift, raw, self.hooks, lean=True)), laid
 
     def follow(self, run: Run, call: Call, out: Any) -> None:
-        """Note on the results of a move where their elements come from."""
+        """Note on the results of a move, or of a product with a number, where their elements come from."""
         source = call.dependent[0]
+        if (number := factor(call)) is not None:
+            shift, least = abs(number) * self.origin.shift, torch.finfo(out.dtype).tiny
+            # Beyond, the dtype has no such number, and the guard serves it.
+            if least <= shift <= 1 / least:
+                self._note_copy(run, out, self.raw, shift, number)
+            return
         moved = Moved(self.origin, self, call.over([source]))
         if isinstance(out, Tensor):
             if out is not source:
@@ -179,14 +207,14 @@ class Moved:
         if not out._is_view():
             # Only the way back is wanted, so what is moved is as small as can be.
             link = TwinNode.apply((zero_link(raw).detach(),), raw)
-            self._note_copy(run, out, self.along(link))
+            self._note_copy(run, out, self.along(link), self.origin.shift)
         elif not _told_by_tensors(call):
             notes.write(out, run, moved=self)
 
-    def _note_copy(self, run: Run, out: Tensor, twin: Tensor) -> None:
+    def _note_copy(self, run: Run, out: Tensor, twin: Tensor, shift: float, number: float = 1.0) -> None:
         """Note on a copy that a consumer may keep its memory in place of that of the layer's output."""
-        raw = TwinNode.apply((out.detach(),), twin)
-        notes.write(out, run, moved=Moved(Origin(self.origin.shift, raw, self.hooks, lean=True)))
+        raw = TwinNode.apply((out.detach(),), twin, number)
+        notes.write(out, run, moved=Moved(Origin(shift, raw, self.hooks, lean=True)))
 
 
 def _told_by_tensors(call: Call) -> bool:

@@ -113,7 +113,17 @@ def _by_elements(run: Run, call: Call, tensor: Tensor, moved: Moved | Summed, ch
         change[id(tensor)] = laid.settle(run, elements, shared=True)
     elif how == "reads" and _by_itself(notes.read(tensor, run), moved):
         change[id(tensor)] = moved.settle(run, tensor, shared=False)
+    elif not how and _takes_node(run, tensor, moved):
+        moved.settle_in_place(run, tensor)
+        return True
     return how == "moves" or id(tensor) in change
+
+
+def _takes_node(run: Run, tensor: Tensor, moved: Moved) -> bool:
+    """Whether the node may be set on a tensor in place: a copy, with memory of its own, at which nobody looks."""
+    note = notes.read(tensor, run)
+    copied = note is not None and note.layer is None and moved.source is None
+    return copied and not (tensor.retains_grad or tensor._backward_hooks)
 
 
 def _hands_on(call: Call, tensor: Tensor) -> bool:
