@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from lrphooks import Composite, LRPError, composites, lrp
 from lrphooks.matching import AnyLinear, First
-from lrphooks.rules import Constant, Epsilon, Flat, Gradient, Identity, Pass, WSquare, ZPlus
+from lrphooks.rules import Constant, Epsilon, Flat, Gamma, Gradient, Identity, Pass, WSquare, ZPlus
 from small_networks import NETWORKS, PRESETS, SMOOTH, equal, every_layer, network, on_first, relevance, weighting
 
 ZPLUS = every_layer(ZPlus())
@@ -326,6 +326,18 @@ def test_autocast_is_finite_and_close(composite, dtype):
         assert leaf.grad.isfinite().all(), name
         similarity = float(F.cosine_similarity(leaf.grad.flatten(), expected.flatten(), 0))
         assert similarity > (0.97 if dtype == torch.bfloat16 else 0.995), (name, similarity)
+
+
+@pytest.mark.parametrize(("dtype", "size", "stabilizer"), [(torch.float16, 10, 1e-6), (torch.float32, 10, 1e-38)])
+def test_gamma_stays_finite_where_a_relu_lets_nothing_back(dtype, size, stabilizer):
+    """Whatever the quotient is there, it is multiplied by 0."""
+    model = nn.Sequential(nn.ReLU(), nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1)).to(dtype)
+    for parameter, values in zip(model.parameters(), ([[1.0], [-1.0]], [0, 0], [[1.0, 1.0]], [0]), strict=True):
+        parameter.data[:] = torch.tensor(values)
+    x = torch.full((1, 1), size, dtype=dtype, requires_grad=True)
+    with every_layer(Gamma(0.25, stabilizer)).context(model):
+        model(x).sum().backward()
+    assert x.grad.item() == size
 
 
 @pytest.mark.parametrize("rule", [ZPlus(), Epsilon(), Flat(), WSquare()], ids=repr)

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lrphooks import Composite
+from lrphooks.matching import AnyLinear
+from lrphooks.rules import Epsilon
 from references import dense, run
 from references.cases import LAYERS, RULES, SIGNS, STABILIZED, generic, layer, randomize, sample
 
@@ -356,3 +359,29 @@ def test_a_residual_block(case, sign, close):
 
 
 assert set(NORMED) <= set(LAYERS)
+
+
+OTHER_DIMENSIONS = {
+    "rows of another number": (lambda: nn.Linear(4, 4), 6, (3, 6, 4)),
+    "as many rows": (lambda: nn.Linear(4, 4), 4, (3, 4, 4)),
+    "a convolution without a batch": (lambda: nn.Conv1d(4, 4, 3, padding=1), 4, (4, 4)),
+}
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["frozen", "learned"])
+@pytest.mark.parametrize("name", OTHER_DIMENSIONS)
+def test_a_norm_of_another_dimension_is_not_merged(name, learned, close):
+    """It stays a factor for each of its own channels, behind the rule of the layer."""
+    make, channels, shape = OTHER_DIMENSIONS[name]
+    torch.manual_seed(0)
+    layer, norm = make(), randomize(nn.BatchNorm1d(channels), 3)
+    model = nn.Sequential(layer, norm).double().eval().requires_grad_(learned)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    with Composite([(AnyLinear, Epsilon(0.25))]).context(model):
+        (found,) = torch.autograd.grad(model(x).square().sum(), x)
+    z = layer(x)
+    y = norm(z)
+    scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().reshape(-1, *(1,) * (z.dim() - 2))
+    received = (2 * y * scale * z / (z + 0.25 * z.sign())).detach()
+    (gradient,) = torch.autograd.grad(z, x, received)
+    close(found, x * gradient, tol=1e-12)

@@ -47,6 +47,20 @@ CHANGES = {
 }
 
 
+def test_a_weight_laid_out_anew_in_the_same_memory_is_seen():
+    model = (
+        nn.Sequential(nn.ReLU(), nn.Conv2d(3, 5, 3), nn.Conv2d(5, 3, 3), nn.Flatten()).double().requires_grad_(False)
+    )
+    x = torch.randn(2, 3, 7, 7).double()
+    with every_layer(ZPlus()).context(model):
+        before = explained(model, x)
+        model[1].weight.data = model[1].weight.data.permute(0, 3, 1, 2)
+        after = explained(model, x)
+    with every_layer(ZPlus()).context(model):
+        assert torch.equal(after, explained(model, x))
+    assert not torch.equal(after, before)
+
+
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("place", ["0.weight", "1.weight", "1.running_mean", "4.weight", "4.bias"])
 @pytest.mark.parametrize("width", WIDTHS)

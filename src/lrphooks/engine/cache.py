@@ -19,7 +19,7 @@ _SPAN = 1 << 12
 
 
 #: What tells one state of some tensors from another without a look at their values.
-_State = list[tuple[int, int, torch.dtype, torch.Size]]
+_State = list[tuple[int, int, torch.dtype, torch.Size, tuple[int, ...]]]
 
 
 class WeightStore:
@@ -85,7 +85,7 @@ class WeightCache:
         name = tuple(map(id, present))
         if not self._store.owned.issuperset(name):
             return make()
-        state = [(t._version, t.data_ptr(), t.dtype, t.shape) for t in present]
+        state = [(t._version, t.data_ptr(), t.dtype, t.shape, t.stride()) for t in present]
         known = self._tokens.get(name)
         if known is None or known[0] != state:
             known = self._tokens[name] = (state, self._store.token(name, present, state))

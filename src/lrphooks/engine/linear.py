@@ -162,6 +162,11 @@ def _dynamic(run: Run, call: Call, rule: Rule) -> Any:
 _STATISTICS = ("running_mean", "running_var", "weight", "bias")
 
 
+def scales_outputs(z: Tensor, layer: LayerCall) -> bool:
+    """Whether a BatchNorm of a layer's output z, which scales dimension 1, has a factor for each of its outputs."""
+    return layer.map.merges and z.dim() + layer.map.output_channel_dim == 1
+
+
 def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | None) -> Any:
     """Run an evaluated BatchNorm; after a ruled layer, its output stands for both merged."""
     statistics = tuple(call.argument(i, name) for i, name in enumerate(_STATISTICS, 1))

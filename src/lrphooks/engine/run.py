@@ -324,7 +324,7 @@ class Run:
         source = call.dependent[0]
         note = notes.read(source, self)
         layer = behind_hooks(source) if note is None else note.layer
-        if layer is None or layer.batch_norm is not None or not layer.map.merges:
+        if layer is None or layer.batch_norm is not None or not linear.scales_outputs(source, layer):
             return linear.batch_norm(self, settling.settle(self, call, waiting), self.rule(call), None)
         rule = self.rule(call)
         if not isinstance(rule, Normalize | Gradient):

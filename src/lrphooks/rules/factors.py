@@ -48,8 +48,8 @@ def gamma(layer: Layer, gamma: float, shift: float) -> tuple[Factor, ...]:
     z, bias = layer.output, layer.bias
     if layer.input_nonnegative and layer.relu_follows:
         raised = None if bias is None else bias + gamma * bias.clamp(min=0)
-        # Where z is positive, z' is; where it is not, the ReLU lets nothing come back, and any number will do.
-        values = layer.apply("raised", gamma, layer.offset(raised, shift)).clamp_(min=shift)
+        # Where z is positive, z' is; where it is not, the ReLU lets nothing come back, and any finite number will do.
+        values = layer.apply("raised", gamma, raised).abs_().add_(shift)
         torch.div(z, values, out=values)
         return (Factor(values, (Route("raised", 1.0),)),)
     # |z'| = |z| + gamma / 2 * (|z| + U), divided by 1 + gamma / 2, so that the plain route needs no scale.
