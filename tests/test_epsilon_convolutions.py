@@ -103,3 +103,40 @@ def test_what_a_batch_norm_keeps_for_its_parameters_cannot_be_overwritten(learne
                 model(leaf).sum().backward()
         else:
             model(leaf).sum().backward()
+
+
+OVERWRITTEN = {
+    "filled up by torch": lambda: (nn.Conv2d(2, 4, 2, padding="same"), nn.BatchNorm2d(4)),
+    "dense": lambda: (nn.Linear(4, 4), nn.BatchNorm2d(2)),
+    "dense on rows": lambda: (nn.Sequential(nn.Flatten(), nn.Linear(32, 4)), nn.BatchNorm1d(4)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("name", OVERWRITTEN)
+def test_an_input_that_the_gradient_does_not_keep_may_be_overwritten(name):
+    """Only what it keeps may raise an error, and take memory, that torch's own gradient would too."""
+
+    class Overwrites(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.layer, self.norm = OVERWRITTEN[name]()
+            self.norm.running_var.uniform_(0.5, 2)
+            self.double().eval().requires_grad_(requires_grad=False)
+
+        def forward(self, x, write=True):
+            a = x * 2
+            y = F.silu(self.norm(self.layer(a)))
+            if write:
+                a.zero_()
+            return y.flatten(1)
+
+    model, x = Overwrites(), torch.randn(3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    torch.autograd.grad(model(x)[:, 1].sum(), x)
+    found = []
+    for write in (True, False):
+        with COMPOSITE.context(model):
+            out = model(x, write)
+        found.append(torch.autograd.grad(out[:, 1].sum(), x)[0])
+    assert torch.equal(*found)

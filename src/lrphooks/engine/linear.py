@@ -190,7 +190,8 @@ def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | None) -> Any
     if note is None or not isinstance(note.moved, Moved) or layer.hooks != saving_hooks():
         return merged.guard(_evaluated(run, call, rule))
     # The rule of both together is set once, behind the BatchNorm.
-    if any(t is not None and t.requires_grad for t in merged.tensors[1:]):
+    learned = any(t is not None and t.requires_grad for t in merged.tensors[1:])
+    if learned or not MergedNode.serves(layer.map):
         return merged.guard(_evaluated(run, call.replaced({id(source): note.moved.unguarded(source)}), rule))
     with torch.no_grad():
         value = call.invoke()
