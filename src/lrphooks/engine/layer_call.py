@@ -56,7 +56,9 @@ class BatchNormCall:
 
 @dataclass(slots=True, eq=False)
 class LayerCall:
-    """One executed linear layer under a rule; never changed once made, which a frozen class takes three times as long.
+    """One executed linear layer under a rule.
+
+    It never changes once made; a frozen class would take three times as long to make.
 
     tensors: input, weight, bias, and for a merged BatchNorm its mean, variance, gain and offset.
     hooks: the hooks on saved tensors that were in force.

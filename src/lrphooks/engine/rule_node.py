@@ -1,4 +1,4 @@
-"""The autograd node that redistributes the relevance of one executed layer."""
+"""The autograd nodes that redistribute the relevance of one executed layer."""
 
 # mypy: disable-error-code="no-untyped-call"
 

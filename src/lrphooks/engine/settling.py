@@ -18,7 +18,7 @@ from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
-#: Kinds of operations whose results are constants, all of them, under the rule that says so.
+#: Kinds of operations that hand nothing back under the rule Constant.
 _STOPPABLE = frozenset(("activation", "constant", "power", "softmax", "relu"))
 
 
