@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._device import DeviceContext
 
+from lrphooks.engine import notes
 from lrphooks.engine.call import tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
 from lrphooks.operations import lookup
+from lrphooks.torch_private import running_checkpoint, top_saved_tensors_hooks
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,28 +36,18 @@ class Thread(threading.local):
 THREAD = Thread()
 
 
-class Interception(DeviceContext):
-    """Brings the torch calls of one run before it, and nothing else.
-
-    It sets no device. It is a DeviceContext because checkpointing enters the innermost one of the forward pass again
-    when it recomputes, which is where the rules must hold again; it offers no other place for that.
-    """
+class Interception(TorchFunctionMode):
+    """Brings the torch calls of one run before it, and nothing else."""
 
     def __init__(self, session: Session, run: Run) -> None:
-        TorchFunctionMode.__init__(self)
+        super().__init__()
         self.session, self.run = session, run
-        self.prev_mode = None
         self._depths: list[int] = []
 
     @property
     def depth(self) -> int:
         """How many modules of the run were running when the mode was entered."""
         return self._depths[-1]
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]  # it follows the default, so it is never set
-        """The device that factory functions use anyway."""
-        return torch.device(torch._C._get_default_device())
 
     def __enter__(self) -> Self:
         # Again, where a checkpoint runs its part after the with block.
@@ -80,4 +73,54 @@ class Interception(DeviceContext):
         if torch._C._are_functorch_transforms_active():
             moves = operation.kind in ("shape", "split")
             refuse_transformed(tensors_in((args, kwargs or {})), self.run.carries, moves=moves)
+        if top_saved_tensors_hooks(True) is not None:
+            notice_checkpoint(self.run)
+            keep_facts(self.run, tensors_in((args, kwargs or {})))
         return self.run.execute(operation, func, args, kwargs or {})
+
+
+class Again:
+    """What a checkpoint runs again, under the rules and inside of the modules that it ran in at first.
+
+    A checkpoint does so in a backward pass: maybe after the with block, in another thread, and more than once.
+    """
+
+    def __init__(self, function: Callable[..., None], session: Session, run: Run) -> None:
+        self._function, self._session, self._run = function, session, run
+        self._state: tuple[Any, ...] = (tuple(run.frames), run.plan, run.cache, run.unrolled)
+
+    def __call__(self, *args: Any) -> None:
+        run = self._run
+        for tensor in tensors_in(args):
+            if notes.read(tensor, run) is None and (facts := run.provenance.facts(tensor)):
+                notes.write(tensor, run, **facts)
+        before = (run.frames, run.plan, run.cache, run.unrolled)
+        frames, run.plan, run.cache, run.unrolled = self._state
+        run.frames = list(frames)
+        try:
+            with Interception(self._session, run):
+                self._function(*args)
+        finally:
+            run.frames, run.plan, run.cache, run.unrolled = before
+
+
+def notice_checkpoint(run: Run) -> None:
+    """Have the checkpoint that the model is in, if any, run again under the rules that hold now.
+
+    torch offers no place for that to a mode: ``context_fn`` belongs to whoever calls the checkpoint. So it is done as
+    soon as the first module or operation inside of the checkpoint is seen.
+    """
+    checkpoint = running_checkpoint()
+    # One around the whole model runs the hooks again, which begin a run of their own.
+    if checkpoint is None or isinstance(checkpoint.recompute_fn, Again) or checkpoint is run.inside_checkpoint():
+        return
+    checkpoint.recompute_fn = Again(checkpoint.recompute_fn, THREAD.runs[-1][0], run)
+
+
+def keep_facts(run: Run, operands: Iterable[Tensor]) -> None:
+    """Keep what is known of operands for when a checkpoint runs again, which may be given others in their place."""
+    for tensor in operands:
+        note = notes.read(tensor, run) if tensor.grad_fn is not None else None
+        if note is not None and (note.nonnegative or note.offset or note.constant):
+            facts = {"nonnegative": note.nonnegative, "offset": note.offset, "constant": note.constant}
+            run.provenance.keep_facts(tensor, facts)

@@ -30,6 +30,7 @@ from lrphooks.layers.linear_map import Dense, LinearMap
 from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
+from lrphooks.torch_private import dispatch_modes
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -117,7 +118,9 @@ class LayerCall:
             lean = isinstance(self.map, Dense) and self.batch_norm is None
             moved = Moved(Origin(shift, output, self.hooks, lean))
         # Where what is seen goes around the guard, that is in the way of what cannot be seen alone.
-        out: Tensor = GuardNode.apply(self, "in place" if moved is None else "beside", output, *self.tensors)
+        # A selective checkpoint takes a tensor that it keeps for changed where the node is set in place.
+        with _unsafe_preserve_version_counter(output) if dispatch_modes() else nullcontext():
+            out: Tensor = GuardNode.apply(self, "in place" if moved is None else "beside", output, *self.tensors)
         if self.filtered is not None:
             out, _ = FilterNode.apply(self.run, self.filtered, True, out, None)
         notes.write(out, self.run, layer=self, ruled=False, moved=moved)

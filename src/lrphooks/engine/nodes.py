@@ -21,6 +21,7 @@ from torch.autograd import Function
 
 from lrphooks.engine.derivatives import of_parameters, true_derivative
 from lrphooks.engine.errors import LRPError
+from lrphooks.torch_private import dispatch_modes, out_of_selective_checkpoint
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -75,11 +76,17 @@ class Node(Function):
     torch first looks at every argument for tensors that such a transform left behind, which takes as long as the rest.
     """
 
+    #: Whether it runs a function of the model, of which a selective checkpoint may keep the results.
+    of_model = False
+
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """Run the node on its arguments."""
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
+        if not cls.of_model and dispatch_modes():
+            with out_of_selective_checkpoint():
+                return super(Function, cls).apply(*args)  # type: ignore[misc]  # as below
         return super(Function, cls).apply(*args)  # type: ignore[misc]  # the stubs of torch lack it
 
 
@@ -193,6 +200,8 @@ class GatedNode(Node):
     ``back`` takes the gradient and the constant, and returns the gradient of the signal.
     """
 
+    of_model = True
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -225,6 +234,8 @@ class ParameterizedMapNode(Node):
     ``parameter.grad``.
     """
 
+    of_model = True
+
     @staticmethod
     def forward(
         ctx: Any, run: Run, function: Callable[..., Tensor], transpose: Callable[..., Tensor], *tensors: Tensor | None
@@ -253,6 +264,8 @@ class ElementwiseNode(Node):
 
     With a target, ``write`` overwrites that with the value, and x is a copy of what it held.
     """
+
+    of_model = True
 
     @staticmethod
     def forward(

@@ -34,6 +34,17 @@ class Provenance:
         if node is not None:
             node.metadata[_KEY] = (self._token, False)
 
+    def keep_facts(self, tensor: Tensor, facts: dict[str, Any]) -> None:
+        """Keep what is known of a tensor where one that a checkpoint makes anew in its place is found too."""
+        node: Any = tensor.grad_fn
+        node.metadata[_KEY, tensor.output_nr] = (self._token, facts)
+
+    def facts(self, tensor: Tensor) -> dict[str, Any]:
+        """Return what was kept of a tensor, or of the one that it was made in place of."""
+        node: Any = tensor.grad_fn
+        entry = None if node is None else node.metadata.get((_KEY, tensor.output_nr))
+        return entry[1] if entry is not None and entry[0] is self._token else {}
+
     def leads(self, tensor: Tensor) -> bool:
         """Whether a tensor was computed from the explained input, by operations seen or not."""
         return tensor.grad_fn is not None and self.reaches(tensor.grad_fn)

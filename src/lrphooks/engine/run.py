@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from lrphooks.engine.checks import refuse_reentrant_checkpoint
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler, stop
-from lrphooks.engine.interception import Interception
+from lrphooks.engine.interception import Interception, notice_checkpoint
 from lrphooks.engine.layer_call import behind_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
@@ -31,6 +32,7 @@ from lrphooks.operations import Operation, expression
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Normalize
+from lrphooks.torch_private import running_checkpoint, top_saved_tensors_hooks
 
 if TYPE_CHECKING:
     from lrphooks.engine.observer import Observer
@@ -76,6 +78,9 @@ class Run:
         self._claimed: dict[Any, tuple[int, str]] = {}
         self.provenance = Provenance()
         self._shields: dict[int, tuple[Tensor, Tensor]] = {}
+        around = running_checkpoint()
+        #: The checkpoint around the whole model, if there is one, by a weak reference.
+        self.inside_checkpoint: Callable[[], Any] = (lambda: None) if around is None else weakref.ref(around)
 
     # --- the boundary ---
 
@@ -142,6 +147,8 @@ class Run:
         with torch._C.DisableTorchFunction():
             if not torch.is_grad_enabled():
                 refuse_reentrant_checkpoint()
+            elif top_saved_tensors_hooks(True) is not None:
+                notice_checkpoint(self)
             hooked = bool(module._backward_hooks or module._backward_pre_hooks)
             self.frames.append(Frame(module, hooked=hooked or (bool(self.frames) and self.frames[-1].hooked)))
             if self.observer is not None and self.watched:
