@@ -20,10 +20,8 @@ from small_networks import equal, every_layer, on_first, relevance, weighting
 X = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(autouse=True)
-def _unheard(monkeypatch):
-    """What torch logs for ``debug=True`` does not fit its own format, which pytest's handlers take for an error."""
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+# What torch logs for debug=True does not fit its own format, which pytest's handlers take for an error.
+logging.getLogger("LoggingTensor").disabled = True
 
 
 def again(function, *args, **settings):

@@ -43,3 +43,16 @@ def out_of_selective_checkpoint() -> AbstractContextManager[Any]:
     if isinstance(innermost, _CachingTorchDispatchMode | _CachedTorchDispatchMode):
         return _pop_mode_temporarily()
     return nullcontext()
+
+
+def is_fused_attention(node: Any) -> bool:
+    """Whether an autograd node is that of a fused kernel for attention; its result may lack elements filled up."""
+    if node is not None and node.name() == "SliceBackward0":
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith("ScaledDotProduct")
+
+
+def attention_by_products(*arguments: Any, **settings: Any) -> torch.Tensor:
+    """Return scaled_dot_product_attention of the arguments, by position, made of matrix products and a softmax."""
+    out: torch.Tensor = torch.ops.aten._scaled_dot_product_attention_math(*arguments, **settings)[0]
+    return out
