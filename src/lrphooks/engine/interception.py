@@ -16,7 +16,7 @@ from lrphooks.engine import notes
 from lrphooks.engine.call import tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
 from lrphooks.operations import lookup
-from lrphooks.torch_private import running_checkpoint, top_saved_tensors_hooks
+from lrphooks.torch_private import running_checkpoint, top_saved_tensors_hooks, transforms_active
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -70,7 +70,7 @@ class Interception(TorchFunctionMode):
         if not torch.is_grad_enabled():
             refuse_reentrant_checkpoint()
             return func(*args, **(kwargs or {}))
-        if torch._C._are_functorch_transforms_active():
+        if transforms_active():
             moves = operation.kind in ("shape", "split")
             refuse_transformed(tensors_in((args, kwargs or {})), self.run.carries, moves=moves)
         if top_saved_tensors_hooks(True) is not None:

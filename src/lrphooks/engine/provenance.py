@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, Function
 
+from lrphooks.torch_private import of_function
+
 _KEY = "lrphooks"
 
 
@@ -99,7 +101,7 @@ def function_of(node: Any) -> type[Function] | None:
     """Return the autograd function of the model's own whose node this is, or None."""
     if not isinstance(node, BackwardCFunction):
         return None
-    made: type[Function] | None = getattr(node, "_forward_cls", None)
+    made: type[Function] | None = of_function(node)
     return None if made is None or made.__module__.startswith(_TRANSPARENT) else made
 
 
