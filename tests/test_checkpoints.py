@@ -193,6 +193,36 @@ def test_the_audit_sees_what_it_sees_without_checkpoints(way):
     torch.testing.assert_close(found.unexplained, expected.unexplained, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("composite", COMPOSITES.values(), ids=COMPOSITES)
+@pytest.mark.parametrize("way", ["plain", "one", "of a part", "a block twice"])
+def test_a_checkpoint_around_the_model(way, composite):
+    """Within the context, after it, and in a thread that has no context; the model may have checkpoints itself."""
+    inner = WAYS.get(way, plainly)
+    expected = relevance(composite, Model(WITHOUT.get(way, plainly)), X)
+    model, leaf = Model(inner), X.clone().requires_grad_()
+    with ThreadPoolExecutor(1) as pool:
+        with composite.context(model):
+            output = again(model, leaf)
+            equal(backward(output, leaf), expected)
+            equal(pool.submit(backward, output, leaf).result(), expected)
+        equal(backward(output, leaf), expected)
+        equal(pool.submit(backward, output, leaf).result(), expected)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    equal(leaf.detach(), X)
+
+
+def test_a_checkpoint_around_a_model_and_more():
+    """What is before and after the model has its own gradient, whatever runs again."""
+
+    def whole(model, call):
+        leaf = X.clone().requires_grad_()
+        with COMPOSITES["gamma"].context(model):
+            output = call(lambda t: model(t * 1).sin(), leaf)
+        return backward(output, leaf)
+
+    equal(whole(Model(plainly), again), whole(Model(plainly), lambda f, x: f(x)))
+
+
 class Written(nn.Module):
     """A layer that the model writes out, and a function, in the forward pass of a module that has rules for them."""
 

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,6 +106,35 @@ class Again:
             run.frames, run.plan, run.cache, run.unrolled = before
 
 
+class WholeAgain:
+    """What a checkpoint around whole models runs again: its contexts may have ended, or be of another thread."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function, self._sessions = function, tuple(THREAD.sessions)
+
+    def __call__(self, *args: Any) -> None:
+        with ExitStack() as stack:
+            for session in self._sessions:
+                if session not in THREAD.sessions:
+                    stack.enter_context(session.hooks)
+                    THREAD.sessions.append(session)
+                    stack.callback(THREAD.sessions.remove, session)
+            self._function(*args)
+
+
+def checkpoint_around() -> Callable[[], Any]:
+    """Return a weak reference to the checkpoint that a run begins in, if any, which begins another when it runs again.
+
+    The values of that run are what the first one saved; the rest of it goes unused.
+    """
+    checkpoint = running_checkpoint()
+    if checkpoint is None:
+        return lambda: None
+    if not isinstance(checkpoint.recompute_fn, Again | WholeAgain):
+        checkpoint.recompute_fn = WholeAgain(checkpoint.recompute_fn)
+    return weakref.ref(checkpoint)
+
+
 def notice_checkpoint(run: Run) -> None:
     """Have the checkpoint that the model is in, if any, run again under the rules that hold now.
 
@@ -111,7 +142,6 @@ def notice_checkpoint(run: Run) -> None:
     soon as the first module or operation inside of the checkpoint is seen.
     """
     checkpoint = running_checkpoint()
-    # One around the whole model runs the hooks again, which begin a run of their own.
     if checkpoint is None or isinstance(checkpoint.recompute_fn, Again) or checkpoint is run.inside_checkpoint():
         return
     checkpoint.recompute_fn = Again(checkpoint.recompute_fn, THREAD.runs[-1][0], run)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from lrphooks.engine.checks import refuse_reentrant_checkpoint
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler, stop
-from lrphooks.engine.interception import Interception, notice_checkpoint
+from lrphooks.engine.interception import Interception, checkpoint_around, notice_checkpoint
 from lrphooks.engine.layer_call import behind_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
@@ -39,7 +38,6 @@ from lrphooks.torch_private import (
     current_backward_pass,
     has_backward_hooks,
     is_view,
-    running_checkpoint,
     top_saved_tensors_hooks,
 )
 
@@ -87,9 +85,8 @@ class Run:
         self._claimed: dict[Any, tuple[int, str]] = {}
         self.provenance = Provenance()
         self._shields: dict[int, tuple[Tensor, Tensor]] = {}
-        around = running_checkpoint()
-        #: The checkpoint around the whole model, if there is one, by a weak reference.
-        self.inside_checkpoint: Callable[[], Any] = (lambda: None) if around is None else weakref.ref(around)
+        #: The checkpoint around the whole model, if there is one.
+        self.inside_checkpoint = checkpoint_around()
 
     # --- the boundary ---
 
