@@ -243,7 +243,7 @@ def test_only_a_module_has_a_context(model):
     ],
     ids=["lazy", "script", "compiled"],
 )
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_model_that_cannot_be_hooked_is_refused(make, message):
     model = nn.Sequential(make())
     with pytest.raises(LRPError, match=message), Composite([(AnyLinear, Epsilon())]).context(model):

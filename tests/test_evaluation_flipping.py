@@ -180,7 +180,7 @@ def test_one_channel_of_relevance_serves_several_of_the_input(close):
     close(metric(model, x, 0, contributions(model, x, 0).sum(1)).values, full.values)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 def test_a_frozen_torchscript_module_is_scored_like_the_module_it_was_made_of(close):
     model, x = linear(1, 4, 4)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double().eval()

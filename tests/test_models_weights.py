@@ -112,7 +112,7 @@ def half(path, trained):
 
 
 def script(path, trained):
-    with pytest.warns(DeprecationWarning, match="torch.jit"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit"):
         torch.jit.save(torch.jit.script(trained), path)
 
 

@@ -91,7 +91,7 @@ class Mapped(nn.Module):
     ],
     ids=["vmap", "grad", "jvp"],
 )
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # jvp uses it
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")  # jvp uses it
 def test_transforms_of_functions_are_refused(transform):
     with pytest.raises(LRPError, match=r"transform of torch\.func \(vmap.*is_grads_batched=True"):
         lrp(Mapped(transform), X, lambda output: output[:, 0], ZPLUS)

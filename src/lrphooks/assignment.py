@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import Bilinear, Linear
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 
@@ -16,6 +15,7 @@ from lrphooks.engine.errors import LRPError
 from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU, Identity, Pass
+from lrphooks.torch_private import Convolution
 
 if TYPE_CHECKING:
     from lrphooks.composite import Composite
@@ -90,7 +90,7 @@ def operation_name(module: nn.Module) -> str | None:
     """Return the linear operation that a layer of torch runs, or None for other modules."""
     if isinstance(module, Linear):
         return "linear"
-    if isinstance(module, _ConvNd):
+    if isinstance(module, Convolution):
         return f"conv{'_transpose' if module.transposed else ''}{len(module.kernel_size)}d"
     return None
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from lrphooks.engine.errors import LRPError
+from lrphooks.torch_private import shapes_received
 
 #: Where gradients are wanted: leaves of the graph, and places within it.
 Places: TypeAlias = "Sequence[Tensor] | Sequence[GradientEdge]"
@@ -96,7 +97,7 @@ def _largest(values: Sequence[Tensor]) -> int:
         if node is None or node in seen:
             continue
         seen.add(node)
-        for made in getattr(node, "_input_metadata", ()):
+        for made in shapes_received(node):
             most = max(most, math.prod(made.shape) * made.dtype.itemsize)
         pending.extend(behind for behind, _ in node.next_functions)
     return most

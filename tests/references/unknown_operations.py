@@ -6,8 +6,9 @@ REPORTED = """
     copysign cross_entropy cumprod eigh eigvalsh entr eq exponential fill_diagonal frexp
     gaussian_nll_loss ge geometric greater greater_equal gt hinge_embedding_loss huber_loss inv_ex kl_div l1_loss
     ldexp le less less_equal linear_cross_entropy log_normal logical_and logical_not logical_or logical_xor
-    lstsq lt lu lu_factor lu_factor_ex margin_ranking_loss matrix_power mse_loss multi_margin_loss multigammaln
-    multilabel_soft_margin_loss mvlgamma ndtri ne nextafter nll_loss norm_except_dim normal not_equal pca_lowrank
+    lstsq lt lu lu_factor lu_factor_ex margin_ranking_loss matrix_power matrix_sqrth mse_loss
+    multi_margin_loss multigammaln multilabel_soft_margin_loss mvlgamma
+    ndtri ne nextafter nll_loss norm_except_dim normal not_equal pca_lowrank
     pinv pinverse poisson poisson_nll_loss polygamma qr random resize_as share_memory slice_inverse smooth_l1_loss
     soft_margin_loss solve_ex svd svd_lowrank svdvals sym_sum tensorinv to_sparse
     triplet_margin_loss triplet_margin_with_distance_loss uniform vander xlog1py xlogy zeta

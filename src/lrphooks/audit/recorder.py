@@ -18,6 +18,7 @@ from lrphooks.engine.observer import Observer
 from lrphooks.engine.provenance import made_by_function
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Pass
+from lrphooks.torch_private import base_of, is_view
 
 if TYPE_CHECKING:
     from lrphooks.engine.layer_call import LayerCall
@@ -178,7 +179,7 @@ class Recorder(Observer):
         results = list(self._results(call, out))
         for tensor in results:
             flow = Flow(copy_of(tensor), kept=True)
-            flow.watch(tensor, written=tensor._base if call.writes_in_place and tensor._is_view() else None)
+            flow.watch(tensor, written=base_of(tensor) if call.writes_in_place and is_view(tensor) else None)
             record.arrived.append(flow)
             notes.write(tensor, run, maker=record)
         fallen = sum(self.fallbacks.values()) > unruled
@@ -252,7 +253,7 @@ class Recorder(Observer):
         function = made_by_function(tensor)
         if function is not None:
             self.hidden[function.__name__] += 1
-        elif tensor.grad_fn is not None and not tensor._is_view():
+        elif tensor.grad_fn is not None and not is_view(tensor):
             # What overwrote a tensor through another of its views is no news, and neither is a module's hook.
             self.unseen[tensor.grad_fn.name().removesuffix("0").removesuffix("Backward")] += 1
         return None

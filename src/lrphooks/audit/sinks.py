@@ -22,6 +22,7 @@ from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
 from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU, Identity, Normalize, Pass
+from lrphooks.torch_private import version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.layer_call import LayerCall
@@ -36,8 +37,8 @@ Sinks = dict[str, float]
 def copy_of(tensor: Tensor) -> Tensor:
     """Return a copy of a tensor's values, one for all who ask until the data changes."""
     held: tuple[int, Tensor] | None = tensor.__dict__.get(_COPY)
-    if held is None or held[0] != tensor._version:
-        held = (tensor._version, tensor.detach().clone())
+    if held is None or held[0] != version_of(tensor):
+        held = (version_of(tensor), tensor.detach().clone())
         setattr(tensor, _COPY, held)
     return held[1]
 

@@ -10,26 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
-import torch._dynamo.config
-import torch._inductor.config
 from torch import Tensor, nn
-from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-)
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
     GuardOnDataDependentSymNode,
     ShapeEnv,
     StatelessSymbolicContext,
 )
-from torch.utils._pytree import tree_map_only
 
 from lrphooks.compilation.kept import SMALL, Kept, split
 from lrphooks.compilation.preparation import Prepared, share_laid_out_weights, take_scales_out_of_weights
@@ -37,6 +25,19 @@ from lrphooks.compilation.snapshot import Snapshot
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.reporting import site_of
 from lrphooks.engine.tracing import Condition, tracing
+from lrphooks.torch_private import (
+    ConstantSource,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    allow_any_size,
+    enable_python_dispatcher,
+    inductor_freezes,
+    traced,
+    tracing_through_compiled_functions,
+    tree_map_only,
+)
 
 #: The sizes of a tensor's dimensions, None for any size.
 Sizes = tuple["int | None", ...]
@@ -86,7 +87,7 @@ class Graph:
         for tensor, sizes in zip(given, self.sizes, strict=True):
             for dim, size in enumerate(sizes):
                 if size is None:
-                    torch._dynamo.maybe_mark_dynamic(tensor, dim)
+                    allow_any_size(tensor, dim)
         if any(t.is_cuda for t in given):
             # What CUDA graphs returned before may be overwritten from here on.
             torch.compiler.cudagraph_mark_step_begin()
@@ -137,9 +138,9 @@ def trace(
                 fake,
                 enable_python_dispatcher(),
                 # Functions of the model that are compiled by themselves become part of this graph.
-                torch._dynamo.config.patch(error_on_nested_fx_trace=False),
+                tracing_through_compiled_functions(),
             ):
-                module = make_fx(everything, tracing_mode="real", _allow_non_fake_inputs=True)(*placeholders)
+                module = traced(everything, *placeholders)
         except Exception as error:
             if _asks_for_values(error):
                 raise _untraceable(error) from error
@@ -149,7 +150,7 @@ def trace(
     module.graph.eliminate_dead_code()
     kept = None
     # Where inductor freezes weights, it computes and packs them itself, if they are the graph's own.
-    if not torch._inductor.config.freezing:
+    if not inductor_freezes():
         share_laid_out_weights(module, SMALL)
         kept = split(module, model)
     module.recompile()

@@ -9,7 +9,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from lrphooks.torch_private import TorchDispatchMode
 
 aten = torch.ops.aten
 

@@ -7,16 +7,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-#: What a module holds by name: other objects in their place make another model.
-_REGISTRIES = (
-    "_parameters",
-    "_buffers",
-    "_modules",
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+from lrphooks.torch_private import REGISTRIES
+
 _PLAIN = (bool, int, float, str, type(None))
 _ABSENT = object()
 
@@ -32,7 +24,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
-        self._registries = [(vars(m)[n], dict(vars(m)[n])) for m in modules for n in _REGISTRIES]
+        self._registries = [(vars(m)[n], dict(vars(m)[n])) for m in modules for n in REGISTRIES]
         self._attributes = [(vars(m), _plain(vars(m))) for m in modules]
         self._tensors = [(t, _facts(t)) for t in (*model.parameters(), *model.buffers())]
 

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lrphooks.torch_private import version_of
+
 T = TypeVar("T")
 
 #: Tensors of up to so many elements are compared with a copy, larger ones by their projections.
@@ -85,7 +87,7 @@ class WeightCache:
         name = tuple(map(id, present))
         if not self._store.owned.issuperset(name):
             return make()
-        state = [(t._version, t.data_ptr(), t.dtype, t.shape, t.stride()) for t in present]
+        state = [(version_of(t), t.data_ptr(), t.dtype, t.shape, t.stride()) for t in present]
         known = self._tokens.get(name)
         if known is None or known[0] != state:
             known = self._tokens[name] = (state, self._store.token(name, present, state))

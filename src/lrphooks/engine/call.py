@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrphooks.operations import Operation
+from lrphooks.torch_private import nn_functions
 
 if TYPE_CHECKING:
     from lrphooks.rules.base import Rule
@@ -164,7 +165,7 @@ def _inplace_index(function: Callable[..., Any]) -> int | None:
 
 
 def _plain_function(name: str) -> Callable[..., Any]:
-    for namespace in (torch.Tensor, torch, F, torch.special, torch._C._nn):
+    for namespace in (torch.Tensor, torch, F, torch.special, nn_functions):
         function = getattr(namespace, name, None)
         if callable(function):
             return function  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
 from lrphooks.engine.errors import LRPError
+from lrphooks.torch_private import is_compiled, is_transformed, unwrapped
 
 
 def check_model(model: nn.Module) -> None:
@@ -23,7 +24,7 @@ def check_model(model: nn.Module) -> None:
                 f"{where} is a TorchScript module, whose operations cannot be seen. Explain the Python model that it "
                 "was made from."
             )
-        if module.__class__.__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+        if module.__class__.__name__ == "OptimizedModule" or is_compiled(module):
             raise LRPError(
                 f"{where} was compiled with torch.compile, so its hooks may be ignored. Explain the original "
                 "(model._orig_mod), or let the whole explanation be compiled: lrphooks.compiled(model, composite)."
@@ -79,8 +80,8 @@ def refuse_transformed(
     """
     for tensor in tensors:
         inner = tensor
-        while torch._C._functorch.is_functorch_wrapped_tensor(inner):
-            inner = torch._C._functorch.get_unwrapped(inner)
+        while is_transformed(inner):
+            inner = unwrapped(inner)
         if (inner is not tensor) if carries is None else (inner is not tensor or not moves) and carries(inner):
             raise LRPError(
                 "The model runs inside a transform of torch.func (vmap, grad, jvp, jacrev), or runs one, whose "

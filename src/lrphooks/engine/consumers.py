@@ -13,6 +13,7 @@ from lrphooks.engine.call import Call, tensors_in
 from lrphooks.operations import names
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Normalize, TakesAll, Uniform
+from lrphooks.torch_private import attention_kernel, hooks_of, is_view
 
 #: It moves elements, or multiplies all by a number; keeps them for its derivative; only reads them, and its results
 #: have memory of their own. Empty for what may hand the tensor itself on, writes to it, or is not known.
@@ -47,7 +48,7 @@ def way(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
     """
     kind, name = call.operation.kind, call.operation.name
     target = call.writes_in_place and (not call.args or call.args[0] is tensor)
-    if target or "out" in call.kwargs or tensor.retains_grad or tensor._backward_hooks:
+    if target or "out" in call.kwargs or tensor.retains_grad or hooks_of(tensor):
         # Whoever asks for the gradient at the tensor itself is to get it.
         return ""
     if (name == "mul" or multiplies_batches(call)) and _keeps_factors(call, rule):
@@ -71,9 +72,9 @@ def way(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
 
 def takes_share(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> bool:
     """Whether the call is an activation whose node can take in the rule of the layer that made the tensor."""
-    if call.operation.kind != "activation" or len(call.dependent) != 1 or tensor.retains_grad or tensor._backward_hooks:
+    if call.operation.kind != "activation" or len(call.dependent) != 1 or tensor.retains_grad or hooks_of(tensor):
         return False
-    return not (call.writes_in_place and tensor._is_view()) and isinstance(rule(call), Identity)
+    return not (call.writes_in_place and is_view(tensor)) and isinstance(rule(call), Identity)
 
 
 def _by_rule(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
@@ -141,7 +142,7 @@ def _is_fused(call: Call) -> bool:
         return False
     rest = {k: v for k, v in call.kwargs.items() if k in ("scale", "enable_gqa")}
     try:
-        chosen = torch._fused_sdp_choice(query, key, value, mask, dropout or 0.0, bool(causal), **rest)
+        chosen = attention_kernel(query, key, value, mask, dropout or 0.0, bool(causal), **rest)
     except (RuntimeError, TypeError):
         return False
     return any(int(chosen) == int(backend.value) for backend in _FUSED)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lrphooks.torch_private import is_batched
+
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
 
 def several(gradient: Tensor) -> bool:
     """Whether a gradient stands for several that come in one batch, which no ordinary tensor has room for."""
-    return torch._C._functorch.is_legacy_batchedtensor(gradient) or torch._C._functorch.is_batchedtensor(gradient)
+    return is_batched(gradient)
 
 
 def spare(values: Tensor, gradient: Tensor) -> Tensor | None:

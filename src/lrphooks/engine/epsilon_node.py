@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
@@ -29,6 +28,7 @@ from lrphooks.engine.derivatives import spare
 from lrphooks.engine.nodes import Node, TwinNode, absent, zero_link
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.factors import share_of_sizes
+from lrphooks.torch_private import is_view, preserve_version, share_memory
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -158,7 +158,7 @@ class Moved:
     def settle_in_place(self, run: Run, tensor: Tensor) -> None:
         """Set the node on the tensor itself, for a consumer that may write to it or hand it on."""
         raw, kept = self._copied()
-        with _unsafe_preserve_version_counter(tensor):
+        with preserve_version(tensor):
             # Else the guard, and the layer's input with it, would be held for nothing.
             tensor.detach_()
             EpsilonNode.apply(run, self.origin.shift, (tensor,), raw, kept, tensor)
@@ -177,7 +177,7 @@ class Moved:
         """Return the elements laid out as a product of batches of matrices keeps them, and where these come from."""
         with torch.no_grad():
             laid = in_one_batch(tensor)
-        if torch._C._is_alias_of(laid, tensor):  # type: ignore[attr-defined]  # the stubs of torch lack it
+        if share_memory(laid, tensor):
             return self, tensor
         raw = TwinNode.apply((laid,), self.raw)
         return Moved(Origin(self.origin.shift, raw, self.hooks, lean=True)), laid
@@ -204,7 +204,7 @@ class Moved:
         # Complex numbers have no sign.
         if torch.promote_types(out.dtype, raw.dtype) != out.dtype or out.is_complex():
             return
-        if not out._is_view():
+        if not is_view(out):
             # Only the way back is wanted, so what is moved is as small as can be.
             link = TwinNode.apply((zero_link(raw).detach(),), raw)
             self._note_copy(run, out, self.along(link), self.origin.shift)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lrphooks.engine import notes
 from lrphooks.engine.errors import LRPError
@@ -21,6 +20,7 @@ from lrphooks.engine.passing import Source, passed
 from lrphooks.engine.provenance import function_of, made_at, past_hooks
 from lrphooks.engine.reporting import report
 from lrphooks.rules.operation import Constant, Identity, Pass
+from lrphooks.torch_private import is_view, preserve_version
 
 if TYPE_CHECKING:
     from torch.autograd.function import Function
@@ -53,7 +53,7 @@ class FunctionNode(PassNode):
         """Set the node."""
         kept = y.clone()
         # The data stays as it is, so the function may go on using what it kept.
-        with _unsafe_preserve_version_counter(y):
+        with preserve_version(y):
             return cls.apply(run, a, values, y, link_in, kept)  # type: ignore[no-any-return]
 
 
@@ -91,7 +91,7 @@ def _report(run: Run, function: type[Function], *shapes: tuple[int, ...]) -> Non
 def _pass(run: Run, y: Tensor, function: type[Function], rule: Identity | Pass) -> None:
     who = f"{rule!r} on autograd function {function.__name__} in {run.name_of_running()}"
     instead = f"Give it lrphooks.rules.Gradient() or Constant(), or write {function.__name__} in operations of torch."
-    if y._is_view():
+    if is_view(y):
         raise LRPError(f"{who} needs a result of its own, but it is a view of another tensor. {instead}")
     node, _ = made_at(y)
     sources = _sources(run, node)

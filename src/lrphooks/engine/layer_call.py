@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lrphooks.engine import notes
 from lrphooks.engine.epsilon_node import Moved, Origin
@@ -30,6 +29,7 @@ from lrphooks.layers.linear_map import Dense, LinearMap
 from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
+from lrphooks.torch_private import dispatch_modes, preserve_version, set_versions, top_saved_tensors_hooks, version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -83,7 +83,7 @@ class LayerCall:
     def intact(self) -> bool:
         """Whether the input is still as the layer saw it, so that further nodes may be set."""
         a = self.tensors[0] if self.tensors else None
-        return a is None or a._version == self.version
+        return a is None or version_of(a) == self.version
 
     def merged_with(self, batch_norm: BatchNormCall, statistics: tuple[Tensor | None, ...]) -> LayerCall:
         """Return the call that stands for this layer and the BatchNorm after it."""
@@ -117,7 +117,9 @@ class LayerCall:
             lean = isinstance(self.map, Dense) and self.batch_norm is None
             moved = Moved(Origin(shift, output, self.hooks, lean))
         # Where what is seen goes around the guard, that is in the way of what cannot be seen alone.
-        out: Tensor = GuardNode.apply(self, "in place" if moved is None else "beside", output, *self.tensors)
+        # A selective checkpoint takes a tensor that it keeps for changed where the node is set in place.
+        with preserve_version(output) if dispatch_modes() else nullcontext():
+            out: Tensor = GuardNode.apply(self, "in place" if moved is None else "beside", output, *self.tensors)
         if self.filtered is not None:
             out, _ = FilterNode.apply(self.run, self.filtered, True, out, None)
         notes.write(out, self.run, layer=self, ruled=False, moved=moved)
@@ -133,7 +135,7 @@ class LayerCall:
                 assert self.run.observer is not None
                 link_in = self.run.observer.probe(self.run, link_in, as_relevance=True)
         # The data stays as it is, so whoever saved the output before may go on using it.
-        with self._outside_of_later_hooks(), _unsafe_preserve_version_counter(output):
+        with self._outside_of_later_hooks(), preserve_version(output):
             ruled, link = RuleNode.apply(self, relu_follows, in_place, output, link_in, *self.tensors)
             if self.filtered is not None:
                 ruled, link = FilterNode.apply(self.run, self.filtered, in_place, ruled, link)
@@ -146,11 +148,11 @@ class LayerCall:
 
         It stands on the tensor itself if the ReLU wrote it in place.
         """
-        version = output._version
-        with _unsafe_preserve_version_counter(output):
+        version = version_of(output)
+        with preserve_version(output):
             if in_place:
                 # The node saves the tensor after autograd counted it as a change, which it is not.
-                torch._C._autograd._unsafe_set_version_counter((output,), (version - 1,))
+                set_versions((output,), (version - 1,))
             ruled: Tensor = ReluRuleNode.apply(self, in_place, output, *self.tensors)
         notes.write(ruled, self.run, nonnegative=True)
         return ruled
@@ -215,7 +217,7 @@ class LayerCall:
 
 def saving_hooks() -> Any:
     """Return the hooks on saved tensors that are in force, to be compared with those of another time."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return top_saved_tensors_hooks(True)
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import Epsilon, LinearRule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
+from lrphooks.torch_private import version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -120,7 +121,7 @@ def execute(
         input_link=None if note is None else note.link,
         record=record,
         filtered=filtered,
-        version=a._version,
+        version=version_of(a),
     )
     if pending:
         return layer.guard(z)

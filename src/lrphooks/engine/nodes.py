@@ -21,6 +21,15 @@ from torch.autograd import Function
 
 from lrphooks.engine.derivatives import of_parameters, true_derivative
 from lrphooks.engine.errors import LRPError
+from lrphooks.torch_private import (
+    base_of,
+    current_backward_pass,
+    dispatch_modes,
+    is_view,
+    out_of_selective_checkpoint,
+    reshaped_without_view,
+    transforms_active,
+)
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -39,18 +48,18 @@ class Passes:
 
     def begin(self) -> None:
         """Declare the backward pass now running to be a relevance pass, unless it differentiates relevance."""
-        current = torch._C._current_graph_task_id()
+        current = current_backward_pass()
         if current not in self._derivatives:
             self._identifiers.add(current)
 
     def differentiate(self) -> None:
         """Declare the backward pass now running to differentiate relevance, so that everything in it is true."""
-        self._derivatives.add(torch._C._current_graph_task_id())
+        self._derivatives.add(current_backward_pass())
 
     @property
     def relevance(self) -> bool:
         """Whether the backward pass now running is a relevance pass."""
-        return torch._C._current_graph_task_id() in self._identifiers
+        return current_backward_pass() in self._identifiers
 
 
 def alias(tensor: Tensor) -> Tensor:
@@ -75,11 +84,17 @@ class Node(Function):
     torch first looks at every argument for tensors that such a transform left behind, which takes as long as the rest.
     """
 
+    #: Whether it runs a function of the model, of which a selective checkpoint may keep the results.
+    of_model = False
+
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """Run the node on its arguments."""
-        if torch._C._are_functorch_transforms_active():
+        if transforms_active():
             return super().apply(*args)
+        if not cls.of_model and dispatch_modes():
+            with out_of_selective_checkpoint():
+                return super(Function, cls).apply(*args)  # type: ignore[misc]  # as below
         return super(Function, cls).apply(*args)  # type: ignore[misc]  # the stubs of torch lack it
 
 
@@ -193,6 +208,8 @@ class GatedNode(Node):
     ``back`` takes the gradient and the constant, and returns the gradient of the signal.
     """
 
+    of_model = True
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -225,6 +242,8 @@ class ParameterizedMapNode(Node):
     ``parameter.grad``.
     """
 
+    of_model = True
+
     @staticmethod
     def forward(
         ctx: Any, run: Run, function: Callable[..., Tensor], transpose: Callable[..., Tensor], *tensors: Tensor | None
@@ -253,6 +272,8 @@ class ElementwiseNode(Node):
 
     With a target, ``write`` overwrites that with the value, and x is a copy of what it held.
     """
+
+    of_model = True
 
     @staticmethod
     def forward(
@@ -354,12 +375,11 @@ def unaliased(tensor: Tensor) -> Tensor:
 
     Views made inside a node may not be written in place afterwards, and only non-views take a node in place.
     """
-    if not tensor._is_view():
+    if not is_view(tensor):
         return tensor
-    base = tensor._base
+    base = base_of(tensor)
     if base is not None and base.numel() == tensor.numel() and base.is_contiguous() and tensor.is_contiguous():
-        out: Tensor = torch.ops.aten._unsafe_view(base, tensor.shape)
-        return out
+        return reshaped_without_view(base, tensor.shape)
     return tensor.clone()
 
 

@@ -24,6 +24,8 @@ class NormalizationNode(Node):
     ``function`` returns the value and, where the operation tells it, one over the standard deviation.
     """
 
+    of_model = True
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -59,6 +61,8 @@ class BatchNormNode(Node):
     torch's own backward is not used for the input: for a batch of one whose gradient is laid out channels last, that
     of torch 2.13 on the CPU is wrong.
     """
+
+    of_model = True
 
     @staticmethod
     def forward(

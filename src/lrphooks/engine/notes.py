@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from lrphooks.torch_private import version_of
+
 if TYPE_CHECKING:
     from lrphooks.engine.epsilon_node import Moved
     from lrphooks.engine.handlers.softmax import Part
@@ -59,7 +61,7 @@ class Note:
 def read(tensor: Tensor, run: object) -> Note | None:
     """Return the note of this run on the tensor, or None where there is none or it is out of date."""
     note: Note | None = tensor.__dict__.get(_ATTRIBUTE)
-    if note is None or note.run is not run or note.version != tensor._version:
+    if note is None or note.run is not run or note.version != version_of(tensor):
         return None
     return note
 
@@ -68,7 +70,7 @@ def write(tensor: Tensor, run: object, **facts: Any) -> None:
     """Note facts about the tensor, beside those that still hold."""
     note = read(tensor, run)
     if note is None:
-        setattr(tensor, _ATTRIBUTE, Note(run, tensor._version, **facts))
+        setattr(tensor, _ATTRIBUTE, Note(run, version_of(tensor), **facts))
         return
     for name, fact in facts.items():
         setattr(note, name, fact)

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, Function
 
+from lrphooks.torch_private import of_function
+
 _KEY = "lrphooks"
 
 
@@ -33,6 +35,17 @@ class Provenance:
         node: Any = tensor.grad_fn
         if node is not None:
             node.metadata[_KEY] = (self._token, False)
+
+    def keep_facts(self, tensor: Tensor, facts: dict[str, Any]) -> None:
+        """Keep what is known of a tensor where one that a checkpoint makes anew in its place is found too."""
+        node: Any = tensor.grad_fn
+        node.metadata[_KEY, tensor.output_nr] = (self._token, facts)
+
+    def facts(self, tensor: Tensor) -> dict[str, Any]:
+        """Return what was kept of a tensor, or of the one that it was made in place of."""
+        node: Any = tensor.grad_fn
+        entry = None if node is None else node.metadata.get((_KEY, tensor.output_nr))
+        return entry[1] if entry is not None and entry[0] is self._token else {}
 
     def leads(self, tensor: Tensor) -> bool:
         """Whether a tensor was computed from the explained input, by operations seen or not."""
@@ -88,7 +101,7 @@ def function_of(node: Any) -> type[Function] | None:
     """Return the autograd function of the model's own whose node this is, or None."""
     if not isinstance(node, BackwardCFunction):
         return None
-    made: type[Function] | None = getattr(node, "_forward_cls", None)
+    made: type[Function] | None = of_function(node)
     return None if made is None or made.__module__.startswith(_TRANSPARENT) else made
 
 

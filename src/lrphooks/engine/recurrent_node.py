@@ -133,6 +133,8 @@ class RecurrentNode(Node):
     In a relevance pass parameters and constants receive nothing.
     """
 
+    of_model = True
+
     @staticmethod
     def forward(ctx: Any, run: Run, stack: Stack, call: Callable[[], State], *tensors: Tensor) -> State:
         ctx.set_materialize_grads(False)

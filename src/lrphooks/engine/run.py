@@ -18,7 +18,7 @@ from lrphooks.engine.checks import refuse_reentrant_checkpoint
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler, stop
-from lrphooks.engine.interception import Interception
+from lrphooks.engine.interception import Interception, checkpoint_around, notice_checkpoint
 from lrphooks.engine.layer_call import behind_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
@@ -31,6 +31,15 @@ from lrphooks.operations import Operation, expression
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Normalize
+from lrphooks.torch_private import (
+    OutOfSight,
+    any_backward_hooks,
+    base_of,
+    current_backward_pass,
+    has_backward_hooks,
+    is_view,
+    top_saved_tensors_hooks,
+)
 
 if TYPE_CHECKING:
     from lrphooks.engine.observer import Observer
@@ -76,6 +85,8 @@ class Run:
         self._claimed: dict[Any, tuple[int, str]] = {}
         self.provenance = Provenance()
         self._shields: dict[int, tuple[Tensor, Tensor]] = {}
+        #: The checkpoint around the whole model, if there is one.
+        self.inside_checkpoint = checkpoint_around()
 
     # --- the boundary ---
 
@@ -139,10 +150,12 @@ class Run:
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Begin a module; return its arguments where they change."""
-        with torch._C.DisableTorchFunction():
+        with OutOfSight():
             if not torch.is_grad_enabled():
                 refuse_reentrant_checkpoint()
-            hooked = bool(module._backward_hooks or module._backward_pre_hooks)
+            elif top_saved_tensors_hooks(True) is not None:
+                notice_checkpoint(self)
+            hooked = has_backward_hooks(module)
             self.frames.append(Frame(module, hooked=hooked or (bool(self.frames) and self.frames[-1].hooked)))
             if self.observer is not None and self.watched:
                 self.observer.entered(self.frames[-1], self.plan.path_of(module))
@@ -157,7 +170,7 @@ class Run:
         frame = self.frames.pop()
         if output is None or (frame.passing is None and not self.watched):
             return output
-        with torch._C.DisableTorchFunction():
+        with OutOfSight():
             if frame.passing is not None:
                 output = settling.settled(self, output) if isinstance(output, Tensor) else output
                 output = passing.passed(self, frame.passing, output, self.plan.name_of(module))
@@ -174,10 +187,7 @@ class Run:
     @property
     def hooked(self) -> bool:
         """Whether torch passes what a running module returns through a node of its own, for backward hooks."""
-        hooks = torch.nn.modules.module
-        if hooks._global_backward_hooks or hooks._global_backward_pre_hooks:
-            return True
-        return bool(self.frames) and self.frames[-1].hooked
+        return any_backward_hooks() or (bool(self.frames) and self.frames[-1].hooked)
 
     def mode(self) -> Interception:
         """Return the mode that brings every torch call of the model before this run."""
@@ -200,7 +210,7 @@ class Run:
 
     def made_of_parameters(self, tensor: Tensor) -> bool:
         """Whether the tensor is a parameter or was made of parameters alone."""
-        if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
+        if isinstance(tensor, nn.Parameter) or isinstance(base_of(tensor), nn.Parameter):
             return True
         return self._constant_kind(tensor, notes.read(tensor, self)) == "parameter"
 
@@ -259,7 +269,7 @@ class Run:
     @property
     def watched(self) -> bool:
         """Whether there is an observer to tell; what a checkpoint runs again was told before."""
-        return self.observer is not None and torch._C._current_graph_task_id() == -1
+        return self.observer is not None and current_backward_pass() == -1
 
     def observed(self, call: Call, rule: Rule, handler: Handler) -> Any:
         """Run a call by its handler, with the observer looking on."""
@@ -314,7 +324,7 @@ class Run:
 
     def _sum(self, call: Call, rule: Rule, addition: tuple[Summation, tuple[Tensor, Tensor, None]]) -> Tensor:
         target: Tensor = call.argument(0, "input")
-        if not (call.writes_in_place and target._is_view()):
+        if not (call.writes_in_place and is_view(target)):
             return linear.execute(self, call, rule, *addition, probed=True)
         # The rule's nodes are not set in place on views, and what it is a view of is to see the sum and its rule.
         out = linear.execute(self, call.out_of_place(), rule, *addition, probed=True)
@@ -401,7 +411,7 @@ class Run:
             claimed = self._claimed.get(first)
             # The cells of a recurrent layer are one layer, and a checkpoint that runs its part again finds the first
             # layer where it was.
-            again = bool(self.unrolled) or torch._C._current_graph_task_id() != -1
+            again = bool(self.unrolled) or current_backward_pass() != -1
             if claimed is None or (claimed == owner and again):
                 self._claimed[first] = owner
                 return rule

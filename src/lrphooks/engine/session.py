@@ -19,6 +19,7 @@ from lrphooks.engine.errors import LRPError
 from lrphooks.engine.interception import THREAD, Interception
 from lrphooks.engine.plan import Plan
 from lrphooks.engine.run import Frame, Run
+from lrphooks.torch_private import call_of_module
 
 if TYPE_CHECKING:
     from lrphooks.composite import Composite
@@ -200,7 +201,7 @@ def _calls_of(module: nn.Module) -> int:
     count, frame = 0, sys._getframe(1)
     while frame is not None:
         # Of the two frames of a call, the one that is always there.
-        count += frame.f_code is nn.Module._wrapped_call_impl.__code__ and frame.f_locals.get("self") is module
+        count += frame.f_code is call_of_module.__code__ and frame.f_locals.get("self") is module
         frame = frame.f_back  # type: ignore[assignment]
     return count
 

@@ -14,6 +14,7 @@ from lrphooks.engine.epsilon_node import Moved
 from lrphooks.engine.layer_call import LayerCall, saving_hooks
 from lrphooks.engine.sum_node import Summed, summands
 from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
+from lrphooks.torch_private import hooks_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -102,7 +103,7 @@ def _by_elements(run: Run, call: Call, tensor: Tensor, moved: Moved | Summed, ch
     if takes_share(call, tensor, run.rule) or (added is not None and tensor is added.z):
         # The handler of the call does it.
         return True
-    if added is not None and not (tensor.retains_grad or tensor._backward_hooks):
+    if added is not None and not (tensor.retains_grad or hooks_of(tensor)):
         # The other summand waits too, and a consumer was seen that keeps it.
         change[id(tensor)] = kept = moved.settle(run, tensor, shared=True)
         notes.write(kept, run, again=added.again)
@@ -123,7 +124,7 @@ def _takes_node(run: Run, tensor: Tensor, moved: Moved) -> bool:
     """Whether the node may be set on a tensor in place: a copy, with memory of its own, at which nobody looks."""
     note = notes.read(tensor, run)
     copied = note is not None and note.layer is None and moved.source is None
-    return copied and not (tensor.retains_grad or tensor._backward_hooks)
+    return copied and not (tensor.retains_grad or hooks_of(tensor))
 
 
 def _hands_on(call: Call, tensor: Tensor) -> bool:
@@ -141,7 +142,7 @@ def layer_before_relu(run: Run, call: Call, waiting: list[Tensor]) -> LayerCall 
     if note.layer.share_shift(z.dtype) is None:
         return None
     # Whoever asks for the gradient at the output itself is to get it.
-    asked = z.retains_grad or z._backward_hooks
+    asked = z.retains_grad or hooks_of(z)
     fits = isinstance(run.rule(call), Gradient) and note.layer.hooks == saving_hooks() and not asked
     return note.layer if fits else None
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
@@ -26,6 +25,7 @@ from lrphooks.engine.epsilon_node import Moved, share_of
 from lrphooks.engine.layer_call import saving_hooks
 from lrphooks.engine.nodes import Node, TwinNode, absent, zero_link
 from lrphooks.rules.operation import Gradient
+from lrphooks.torch_private import hooks_of, preserve_version, version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -60,7 +60,7 @@ class Again:
 
 
 def _versions(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
-    return tuple(t._version for t in tensors if t is not None)
+    return tuple(version_of(t) for t in tensors if t is not None)
 
 
 def _itself(tensor: Tensor) -> Tensor:
@@ -116,12 +116,12 @@ class Summed:
     def settle(self, run: Run, total: Tensor, *, kept: bool) -> None:
         """Decide what stands for z, now that it is known whether the consumer keeps the sum for its derivative."""
         # Whoever asks for the gradient at the sum itself is to get it; and what was overwritten, autograd reports.
-        if not kept and self.again.holds and not (total.retains_grad or total._backward_hooks):
+        if not kept and self.again.holds and not (total.retains_grad or hooks_of(total)):
             # Nothing leads to the node that counted on a consumer, which would be held, and the sum with it.
             with torch.no_grad():
                 z = total - self.again.make()
             z = TwinNode.apply((z,), self.z)
-            with _unsafe_preserve_version_counter(total):
+            with preserve_version(total):
                 total.detach_()
                 SumNode.apply(run, self.shift, self.again, total, self.z, self.y, z)
             notes.write(total, run, moved=None, again=None)
@@ -157,7 +157,7 @@ def summands(run: Run, call: Call) -> Summands | None:
             # A consumer that keeps it saw it with its rule.
             other = notes.read(other.moved.shared, run)
         again = None if other is None else other.again
-        if not isinstance(moved, Moved) or again is None or z.retains_grad or z._backward_hooks:
+        if not isinstance(moved, Moved) or again is None or z.retains_grad or hooks_of(z):
             continue
         if moved.hooks == again.hooks == hooks and again.holds and isinstance(run.rule(call), Gradient):
             return Summands(z, y, moved, again)

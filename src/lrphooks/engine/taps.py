@@ -24,6 +24,7 @@ from lrphooks.engine.errors import LRPError
 from lrphooks.engine.nodes import Node, ScaleNode, zero_link
 from lrphooks.engine.observer import Observer
 from lrphooks.rules.base import Rule
+from lrphooks.torch_private import is_view, version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.call import Call
@@ -119,7 +120,7 @@ class Taps(Observer):
                 kind = type(self.calls[name][0].output).__name__
                 raise LRPError(f"{_place(name, module)} returned a {kind} without a tensor of numbers in it.")
         for name, tensor, version in self._views:
-            if tensor._version != version:
+            if version_of(tensor) != version:
                 raise LRPError(
                     f"{_place(name, self._modules[name])} returned a view of another tensor, which was overwritten in "
                     "place after that, so its relevance cannot be told. Take the module before it, or the one that "
@@ -157,8 +158,8 @@ class Taps(Observer):
             def tap(tensor: Tensor, name: str = name, tapped: list[Tapped] = tapped) -> Tensor | None:
                 if not tensor.is_floating_point() and not tensor.is_complex():
                     return None
-                if tensor._is_view():
-                    self._views.append((name, tensor, tensor._version))
+                if is_view(tensor):
+                    self._views.append((name, tensor, version_of(tensor)))
                 tapped.append(self._tap(run, tensor))
                 return tapped[-1].empty
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import resolve_name
 
+from lrphooks import torch_private
 from lrphooks.operations import names
 
 Kind = Literal[
@@ -99,7 +100,7 @@ NAMESPACES: dict[str, Any] = {
 
 def _namespaces() -> Iterator[Any]:
     # The functional namespace comes last: its plain Python wrappers are the ones a function mode sees.
-    yield from (torch._VF, *(getattr(torch._C, name) for name in ("_nn", "_special", "_linalg", "_fft", "_sparse")))
+    yield from torch_private.NAMESPACES
     yield from (torch.special, torch.linalg, torch.fft, torch.functional, torch, torch.Tensor, F)
 
 
@@ -117,7 +118,7 @@ def _known() -> dict[Any, Operation]:
     for name in names.REORDERED:
         table[getattr(torch, name)] = Operation(name, "composed")
     for name in dir(torch.Tensor):
-        descriptor = torch.Tensor.__dict__.get(name) or getattr(torch._C.TensorBase, name, None)
+        descriptor = torch.Tensor.__dict__.get(name) or getattr(torch_private.TensorBase, name, None)
         getter = getattr(descriptor, "__get__", None)
         if callable(descriptor) or getter is None:
             continue
@@ -161,8 +162,8 @@ def lookup(function: Callable[..., Any]) -> Operation:
     table = _looked_up()
     found = table.get(function)
     if found is None:
-        if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-            packet = function.overloadpacket if isinstance(function, torch._ops.OpOverload) else function
+        if isinstance(function, torch_private.Overload | torch_private.Overloads):
+            packet = function.overloadpacket if isinstance(function, torch_private.Overload) else function
             found = _overload(packet.__name__) if "aten" in str(packet) else Operation(str(packet), "unknown")
         else:
             found = _unlisted(function)

@@ -13,9 +13,10 @@ from torch.overrides import get_overridable_functions
 
 from lrphooks.operations import names
 from lrphooks.operations.catalog import NAMESPACES, is_known, lookup
+from lrphooks.torch_private import Overload, Overloads
 
 _CALLABLES = (BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType)
-_OVERLOADS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+_OVERLOADS = (Overload, Overloads)
 
 
 @cache

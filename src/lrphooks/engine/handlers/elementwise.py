@@ -25,6 +25,7 @@ from lrphooks.engine.sum_node import Again
 from lrphooks.operations import names
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU, Pass
+from lrphooks.torch_private import is_view
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -58,7 +59,7 @@ def activation(run: Run, call: Call, rule: Rule) -> Any:
     target, write = None, None
     if call.writes_in_place:
         call = positional(call)
-        if isinstance(rule, Pass) or call.args[0] is not source or source._is_view():
+        if isinstance(rule, Pass) or call.args[0] is not source or is_view(source):
             return in_place(run, call, activation, rule)
         target, write = source, call.over([source])
         call = call.out_of_place()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lrphooks.engine import notes
+from lrphooks.engine.attention_node import twice_differentiable
 from lrphooks.engine.call import Call
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.layer_call import saving_hooks
@@ -47,16 +48,18 @@ def moments(run: Run, call: Call, rule: Rule) -> Any:
 
 def attention(run: Run, call: Call, rule: Rule) -> Any:
     """softmax(q k^T) v by the fused kernel: q and k share what the weights receive, the values the rest."""
-    if isinstance(rule, Gradient):
-        return call.invoke()
     names = ("query", "key", "value", "attn_mask")
     operands = [call.argument(i, n) for i, n in enumerate(names)]
-    carries = [run.carries(t) for t in operands]
-    shares = attention_shares(carries, weights=not isinstance(rule, Constant))
-    # The same tensor may stand for several operands, so each position is exchanged, not each identity.
-    shared = [ScaleNode.apply(run, share, t) if c else t for t, c, share in zip(operands, carries, shares, strict=True)]
+    if not isinstance(rule, Gradient):
+        carries = [run.carries(t) for t in operands]
+        shares = attention_shares(carries, weights=not isinstance(rule, Constant))
+        # The same tensor may stand for several operands, so each position is exchanged, not each identity.
+        operands = [ScaleNode.apply(run, s, t) if c else t for t, c, s in zip(operands, carries, shares, strict=True)]
     rest = {k: v for k, v in call.kwargs.items() if k not in names}
-    return call.function(*shared, *call.args[4:], **rest)
+    out = call.function(*operands, *call.args[4:], **rest)
+    dropout, causal = call.argument(4, "dropout_p", 0.0), call.argument(5, "is_causal", default=False)
+    settings = {k: v for k, v in rest.items() if k in ("scale", "enable_gqa")}
+    return twice_differentiable(out, tuple(operands), dropout, causal=bool(causal), **settings)
 
 
 def attention_shares(carries: Sequence[bool], *, weights: bool) -> tuple[float, float, float, float]:
