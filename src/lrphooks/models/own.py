@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 import zipfile
@@ -173,7 +174,7 @@ def _raised(what: str, error: BaseException) -> ModelError:
 
 
 def _program(path: Path) -> torch.export.ExportedProgram:
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113  it never raises
         raise UnknownModelError(f"there is no program {path}: check the path.")
     try:
         with zipfile.ZipFile(path) as archive:
