@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from lrphooks import LRPError, UnmatchedError, lrp_targets
+from lrphooks.cli import output
 from lrphooks.cli.command import CommandError, UsageError
 from lrphooks.cli.methods import Explaining, conserves
 from lrphooks.cli.predictions import Prediction, predict, targets_of
 from lrphooks.cli.results import Explained
 from lrphooks.models import PictureModel
+
+#: What torch and its libraries say where an allocation fails.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "could not create a memory object", "bad_alloc")
 
 
 @final
@@ -53,10 +57,11 @@ class Explainer:
             raise
         except UnmatchedError as error:
             raise CommandError(str(error)) from error
-        except (CommandError, LRPError, ValueError, TypeError, RuntimeError) as error:
+        # A person's own network fails in any way.
+        except Exception as error:  # noqa: BLE001
             if len(inputs) > 1:
                 return [found for x in inputs for found in self.explain([x])]
-            failure = error if isinstance(error, CommandError) else CommandError(_reason(error))
+            failure = error if isinstance(error, CommandError) else CommandError(reason(error))
             return [failure]
 
     def _together(self, inputs: Sequence[Tensor]) -> list[Explanation]:
@@ -84,9 +89,11 @@ class Explainer:
         return Explanation(prediction, tuple(explained), tuple(relevance))
 
 
-def _reason(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    if "out of memory" in text or "can't allocate memory" in text:
-        return f"there is not enough memory: give a smaller --batch-size, or a smaller --size. ({text.splitlines()[0]})"
+def reason(error: Exception) -> str:
+    """Return why something failed, in a line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+        told = f" ({text.partition('. ')[0]})" if text else ""
+        return f"there is not enough memory: give a smaller --batch-size, or a smaller --size.{told}"
     # The network's own errors name their type, those of lrphooks are sentences.
-    return text if isinstance(error, LRPError | ValueError) else f"{type(error).__name__}: {text}"
+    return text if text and isinstance(error, LRPError | ValueError) else output.reason(error)
