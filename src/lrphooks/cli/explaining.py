@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from lrphooks import LRPError, UnmatchedError, lrp_targets
-from lrphooks.cli import output
+from lrphooks.cli import memory, output
 from lrphooks.cli.command import CommandError, UsageError
 from lrphooks.cli.methods import Explaining, conserves
 from lrphooks.cli.predictions import Prediction, predict, targets_of
 from lrphooks.cli.results import Explained
 from lrphooks.models import PictureModel
-
-#: What torch and its libraries say where an allocation fails.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "could not create a memory object", "bad_alloc")
 
 
 @final
@@ -92,8 +89,8 @@ class Explainer:
 def reason(error: Exception) -> str:
     """Return why something failed, in a line."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
-        told = f" ({text.partition('. ')[0]})" if text else ""
+    if memory.is_used_up(error):
+        told = f" ({memory.told(text)})" if text else ""
         return f"there is not enough memory: give a smaller --batch-size, or a smaller --size.{told}"
     # The network's own errors name their type, those of lrphooks are sentences.
     return text if text and isinstance(error, LRPError | ValueError) else output.reason(error)

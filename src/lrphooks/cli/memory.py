@@ -8,6 +8,8 @@ from pathlib import Path
 from lrphooks.cli.command import CommandError
 
 _GROUPS = Path("/sys/fs/cgroup")
+#: What torch, for whichever device, and its libraries say where an allocation fails.
+_FAILED = ("out of memory", "can't allocate memory", "could not create a memory object", "bad_alloc")
 #: The bytes that one pixel of an input takes at the least, whatever the network: in three channels the picture, the
 #: input, its gradient, and its relevance, which is added up in float64.
 PER_PIXEL = 3 + 3 * (4 + 4 + 4 + 8)
@@ -40,6 +42,16 @@ def limit() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (min(most), hard))
     except (ImportError, OSError, KeyError, ValueError):
         return
+
+
+def is_used_up(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _FAILED)
+
+
+def told(text: str) -> str:
+    """Return the sentence of such an error that says what was wanted."""
+    return next((each for each in text.split(". ") if any(words in each for words in _FAILED)), text)
 
 
 def check(count: int, what: str, way_out: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lrphooks.cli import output
+from lrphooks.cli import memory, output
 from lrphooks.cli.command import CommandError, UsageError
 from lrphooks.models import PictureModel
 
@@ -68,7 +68,7 @@ def predict(model: PictureModel, x: Tensor) -> list[Prediction]:
             outputs = model.network(x)
     # A person's own network fails in any way.
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        if memory.is_used_up(error):
             raise
         reason = output.reason(error).rstrip(".!")
         raise CommandError(
