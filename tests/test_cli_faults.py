@@ -353,8 +353,8 @@ def test_a_picture_that_is_too_narrow_to_be_resized_fails_by_itself(monkeypatch,
         (MemoryError(), "there is not enough memory: give a smaller --batch-size, or a smaller --size."),
         (
             RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
-                "allocate 8 bytes. Error code 12"
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                "to allocate 8 bytes. Error code 12"
             ),
             "a smaller --size. (DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes)",
         ),
