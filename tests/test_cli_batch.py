@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -252,26 +253,35 @@ def test_a_target_that_no_picture_has_stops_at_once(folder, monkeypatch, capsys)
 
 
 INTERRUPTED = """
-import os, signal, sys
-import lrphooks.cli.results as results
-from lrphooks.cli import main
+import signal, sys
+from lrphooks.cli import files, main
 
-replace, done = results.Path.replace, []
+# A run in the background inherits that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+replace, done = files.Path.replace, []
 
 def counted(part, output):
-    # The third result is on the disk in part when Ctrl-C comes.
+    # The third result is on the disk in part when Ctrl-C comes: in this thread, so that nothing happens in between.
     if len(done) == 2 and part.suffix == ".part":
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     done.append(output)
     return replace(part, output)
 
-results.Path.replace = counted
+files.Path.replace = counted
 sys.exit(main(["explain", "pictures", "--output", "out", "--batch-size", "1"]))
 """
 
 
-def test_ctrl_c_leaves_whole_results_and_the_same_command_goes_on(folder, monkeypatch, capsys):
-    stopped = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
+def ignored():
+    """What a program of a shell's background, and of nohup, starts with."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("start", [None, ignored])
+def test_ctrl_c_leaves_whole_results_and_the_same_command_goes_on(start, folder, monkeypatch, capsys):
+    stopped = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False, preexec_fn=start
+    )
     assert stopped.returncode == 130
     assert f"interrupted: 2 of {len(DIGITS)} pictures are done. The same command goes on from there." in stopped.stderr
     assert "Traceback" not in stopped.stderr

@@ -1,6 +1,7 @@
 """The command `lrphooks evaluate`."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -93,9 +94,31 @@ def test_a_picture_that_fails_does_not_stop_the_others(tmp_path, capsys):
         (["--results", "missing/file.jsonl"], 1, "the result could not be kept"),
         (["--results", "text.jsonl"], 1, "text.jsonl is there, but holds no results of lrphooks evaluate"),
         (["--plot", "curves.what"], 1, "the plot could not be written"),
+        (["--plot", "pipe.png"], 1, "the plot could not be written: pipe.png: there is a pipe of that name"),
+        (["--results", "pipe.png"], 1, "pipe.png is there, but holds no results of lrphooks evaluate (it is a pipe)"),
+        (["--results", "n" * 300], 1, "the result could not be kept"),
     ],
 )
 def test_what_goes_wrong_is_said(more, status, message, tmp_path, capsys):
     (tmp_path / "text.jsonl").write_text("{}\n")
+    os.mkfifo(tmp_path / "pipe.png")
     assert main(["evaluate", str(PATHS[0]), *ARGUMENTS[2:], *more]) == status
     assert message in capsys.readouterr().err
+
+
+def test_a_picture_that_the_network_cannot_explain_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    class Particular(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = load_network()
+            self.register_buffer("first", load_image(PATHS[0]))
+
+        def forward(self, x):
+            return self.inner(x) / (~(x == self.first).flatten(1).all(1)).float().unsqueeze(1)
+
+    monkeypatch.setattr("lrphooks.digits.load_network", Particular)
+    assert main(ARGUMENTS) == 1
+    printed = capsys.readouterr()
+    assert f"pictures    {len(PATHS) - 1}" in printed.out
+    assert len(printed.err.splitlines()) == 1
+    assert printed.err.startswith(f"lrphooks: error: {PATHS[0]}: ")

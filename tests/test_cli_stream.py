@@ -1,7 +1,9 @@
 """Videos that the tests write themselves are explained frame after frame."""
 
+import os
 import re
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -105,6 +107,49 @@ def test_what_is_no_video(arguments, status, message, tmp_path, monkeypatch, cap
     assert main(["stream", *arguments]) == status
     assert message in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["text.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "status", "message"),
+    [
+        (os.mkfifo, ["m.mp4"], 1, "m.mp4 is a pipe, not a video file."),
+        (os.mkdir, ["m.mp4"], 1, "m.mp4 is a folder, not a video file."),
+        (os.mkfifo, ["seven.avi", "--output", "m.mp4"], 2, "--output m.mp4 is a pipe, not a video or a folder"),
+        (os.mkfifo, ["seven.avi", "--output", "m"], 2, "--output m is a pipe, not a video or a folder"),
+        (
+            lambda path: Path(path).touch(),
+            ["seven.avi", "--output", "m/x"],
+            1,
+            "could not be written: m/x: Not a directory",
+        ),
+        (
+            lambda path: Path(path).touch(),
+            ["seven.avi", "--output", "m/x.mp4"],
+            1,
+            "m/x.mp4 could not be written: Not a",
+        ),
+        (os.mkdir, ["seven.avi", "--output", "m/" + "n" * 251 + ".mp4"], 1, ".mp4 could not be written: File name too"),
+    ],
+)
+def test_places_that_are_no_videos(make, arguments, status, message, video, monkeypatch, capfd):
+    monkeypatch.chdir(video.parent)
+    make("m.mp4" if "m.mp4" in arguments else "m")
+    before = sorted(Path().rglob("*"))
+    assert main(["stream", *arguments]) == status
+    error = capfd.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_what_a_killed_run_left_is_removed(video, tmp_path):
+    from lrphooks.cli import files
+
+    left, file = files.claim(tmp_path / ".out.0123abcd.part.mp4")
+    file.close()
+    assert left.exists()
+    assert main(["stream", str(video), "--output", str(tmp_path / "out.mp4"), "--frames", "1"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4", "seven.avi"]
 
 
 def test_a_missing_package_names_the_extra(monkeypatch, capsys):

@@ -121,6 +121,27 @@ def broken():
 
 def wrong():
     return "a network"
+
+def leaves():
+    raise SystemExit(0)
+
+def reads_the_command_line():
+    import argparse
+    argparse.ArgumentParser().parse_args(["--nothing-of-the-kind"])
+
+def in_lines():
+    raise RuntimeError("one\\ntwo")
+
+def empty():
+    return torch.nn.Conv2d(1, 2, 3, device="meta")
+
+class Hidden(type):
+    @property
+    def factory(cls):
+        raise OSError("no")
+
+class Odd(metaclass=Hidden):
+    pass
 """
 
 
@@ -162,6 +183,15 @@ def test_a_picture_model_knows_how_to_prepare(mine, tmp_path):
         ("wrong", ModelError, "returned a str: it must return a torch.nn.Module, or a lrphooks.models.PictureModel"),
         ("broken", ModelError, r"broken\(\) raised TypeError: .*\(in \w+\.py, line \d+\)"),
         ("missing", UnknownModelError, "has no 'missing' for the model"),
+        (
+            "leaves",
+            ModelError,
+            r"leaves\(\) called sys\.exit\(0\) \(in \w+\.py, line \d+\), as a program does that reads",
+        ),
+        ("reads_the_command_line", ModelError, r"reads_the_command_line\(\) called sys\.exit\(2\)"),
+        ("in_lines", ModelError, r"in_lines\(\) raised RuntimeError: one two \(in"),
+        ("empty", ModelError, "a network whose weight is on the meta device, and so has no values"),
+        ("Odd.factory", ModelError, r"Odd\.factory raised OSError: no"),
     ],
 )
 def test_what_goes_wrong_in_a_module_of_ones_own(attribute, kind, message, mine):
@@ -179,3 +209,18 @@ def test_modules_that_cannot_be_imported(mine):
         load("nowhere_to_be_found:model")
     with pytest.raises(ModelError, match=r"importing \w+_faulty raised ModuleNotFoundError: .*nothing_of_that_name"):
         load(f"{mine}_faulty:model")
+
+
+@pytest.mark.parametrize("code", ["", "0", "3", "'a reason'"])
+def test_a_module_that_ends_the_program_is_an_error(code, mine):
+    name = f"{mine}_exits_{abs(hash(code))}"
+    Path(f"{name}.py").write_text(f"import sys\nsys.exit({code})\n")
+    with pytest.raises(ModelError, match=rf"importing \w+ called sys\.exit\({code}\) \(in {name}\.py, line 2\)"):
+        load(f"{name}:model")
+
+
+def test_ctrl_c_in_a_factory_is_no_error_of_the_factory(mine):
+    name = f"{mine}_stopped"
+    Path(f"{name}.py").write_text("def model():\n    raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        load(f"{name}:model")

@@ -1,6 +1,7 @@
 """Files of weights: what is read, unwrapped and refused. The files are made here."""
 
 import argparse
+import os
 import pickle
 import re
 import sys
@@ -170,3 +171,102 @@ def test_weights_of_another_model_are_refused(change, message, trained, tmp_path
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(ModelError, match=message):
         load_weights(network(), tmp_path / "other.pth")
+
+
+WEIGHT = "3.weight"
+
+
+def quantised(state):
+    return torch.quantize_per_tensor(state[WEIGHT], 0.1, 0, torch.qint8)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize:DeprecationWarning", "ignore:.*quantize:UserWarning")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: torch.tensor(1.0), r"3\.weight is \(\) where the model has \(3, 8\)\.$"),
+        (lambda s: torch.empty(0), r"3\.weight is \(0,\) where the model has \(3, 8\)\.$"),
+        (
+            lambda s: s[WEIGHT].to_sparse(),
+            r"holds sparse numbers \(torch\.sparse_coo\) where the model has real numbers",
+        ),
+        (lambda s: s[WEIGHT].to_sparse_csr(), r"holds sparse numbers \(torch\.sparse_csr\)"),
+        (quantised, r"holds quantised numbers \(torch\.qint8\) where the model has real numbers"),
+        (lambda s: s[WEIGHT].to("meta"), r"holds no values \(meta tensor\) where the model has real numbers"),
+        (lambda s: s[WEIGHT].to(torch.complex64), "holds complex numbers where the model has real numbers"),
+        (lambda s: s[WEIGHT].to(torch.int8), "holds integers where the model has real numbers"),
+        (lambda s: s[WEIGHT] > 0, "holds truth values where the model has real numbers"),
+        (lambda s: s[WEIGHT].double() * 1e60, r"holds numbers beyond the range of the model's torch\.float32"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*CSR:UserWarning")
+def test_numbers_that_the_network_cannot_hold_are_refused(change, message, trained, tmp_path):
+    state = trained.state_dict()
+    state[WEIGHT] = change(state)
+    torch.save(state, tmp_path / "odd.pth")
+    fresh = network()
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    with pytest.raises(ModelError, match=message) as caught:
+        load_weights(fresh, tmp_path / "odd.pth")
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_a_nested_tensor_is_refused(trained, tmp_path):
+    state = trained.state_dict()
+    state[WEIGHT] = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    torch.save(state, tmp_path / "nested.pth")
+    with pytest.raises(ModelError, match=r"nested\.pth"):
+        load_weights(network(), tmp_path / "nested.pth")
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_what_is_rounded_is_told(name, trained, tmp_path):
+    """A third is no number of float64 that float32 has; what float16 has, float32 has."""
+    state = {k: v.double() / 3 if v.is_floating_point() else v for k, v in trained.state_dict().items()}
+    state["0.bias"] = state["0.bias"].half()
+    (safetensors.torch.save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
+    fresh = network()
+    (told,) = load_weights(fresh, tmp_path / name)
+    assert told == f"{tmp_path / name}, rounded 7 tensors from float64 to float32"
+    assert all(torch.equal(value, state[name].to(value.dtype)) for name, value in fresh.state_dict().items())
+
+
+def test_a_count_of_batches_may_be_an_average(trained, tmp_path):
+    state = trained.state_dict()
+    state["1.num_batches_tracked"] = torch.tensor(12.5)
+    torch.save(state, tmp_path / "average.pth")
+    assert load_weights(network(), tmp_path / "average.pth") == (str(tmp_path / "average.pth"),)
+
+
+def test_lazy_layers_take_the_shape_of_their_weights(tmp_path):
+    state = nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).state_dict()
+    torch.save(state, tmp_path / "lazy.pth")
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    load_weights(lazy, tmp_path / "lazy.pth")
+    assert torch.equal(lazy[1].weight, state["1.weight"])
+
+
+def test_a_checkpoint_that_holds_itself(tmp_path):
+    checkpoint = {"epoch": 1}
+    checkpoint["model"] = checkpoint
+    torch.save(checkpoint, tmp_path / "ring.pth")
+    with pytest.raises(ModelError, match="holds no tensors by name"):
+        load_weights(network(), tmp_path / "ring.pth")
+
+
+def test_what_a_network_of_ones_own_raises_is_told(trained, tmp_path):
+    class Particular(nn.Sequential):
+        def load_state_dict(self, *args, **kwargs):
+            raise KeyError("not\nwanted")
+
+    torch.save(trained.state_dict(), tmp_path / "fine.pth")
+    with pytest.raises(ModelError, match=r"fine\.pth does not fit the model: KeyError: 'not\\nwanted'"):
+        load_weights(Particular(*network()), tmp_path / "fine.pth")
+
+
+def test_a_pipe_of_weights_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(ModelError, match=r"pipe\.pth is no ordinary file"):
+        load_weights(network(), tmp_path / "pipe.pth")

@@ -1,5 +1,11 @@
 """Layer-wise Relevance Propagation for any PyTorch model, at about the price of a gradient."""
 
+from lrphooks.cli import signals as _signals
+
+if _signals.is_program():
+    # Before torch is imported, which takes seconds: Ctrl-C ends the program with a line meanwhile, too.
+    _signals.end_at_once()
+
 from lrphooks import baselines, composites, concepts, evaluation, matching, rules, targets
 from lrphooks.audit import audit
 from lrphooks.compilation import compiled

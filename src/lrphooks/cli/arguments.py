@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lrphooks import digits
+from lrphooks.cli import memory
 from lrphooks.cli.command import CommandError, UsageError
-from lrphooks.cli.explaining import Explainer
+from lrphooks.cli.explaining import Explainer, reason
 from lrphooks.cli.methods import DEFAULT, Method, method
 from lrphooks.models import SOURCES, MissingExtraError, ModelError, PictureModel, Request, UnknownModelError, load
 from lrphooks.models.packaged import DIGITS
@@ -101,8 +103,13 @@ def model_of(options: argparse.Namespace) -> PictureModel:
         If it cannot be had.
     """
     weights: str | None = options.weights
-    if weights is not None and weights != RANDOM and not Path(weights).is_file():
+    if weights is not None and weights != RANDOM and not os.path.exists(weights):  # noqa: PTH110  it never raises
         raise CommandError(f"there is no file of weights {weights}: check the path.")
+    if options.size is not None:
+        height, width = options.size
+        memory.check(
+            memory.PER_PIXEL * height * width, f"--size {height}x{width}, one picture,", "give a smaller --size"
+        )
     request = Request(weights, options.classes, options.size, options.mean, options.std)
     try:
         model = load(options.model, request, labels=options.labels)
@@ -112,7 +119,10 @@ def model_of(options: argparse.Namespace) -> PictureModel:
         raise CommandError(str(error)) from error
     device = _device(options)
     if device.type != "cpu":
-        model.network.to(device)
+        try:
+            model.network.to(device)
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            raise CommandError(f"{model.name} does not go to --device {options.device}: {reason(error)}") from error
     return model
 
 
@@ -122,8 +132,8 @@ def _device(options: argparse.Namespace) -> torch.device:
         device = torch.device(options.device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UsageError(f"--device {options.device} cannot be used here: {reason}") from error
+        first = str(error).strip().partition("\n")[0]
+        raise UsageError(f"--device {options.device} cannot be used here: {first}") from error
     return device
 
 

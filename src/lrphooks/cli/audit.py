@@ -6,10 +6,12 @@ import argparse
 import json
 import math
 
-from lrphooks import Composite, LRPError, audit
+from lrphooks import Composite, audit
 from lrphooks.audit.report import worth_reading
 from lrphooks.cli import arguments, reporting
 from lrphooks.cli.command import SUCCESS, Command, CommandError
+from lrphooks.cli.explaining import reason
+from lrphooks.cli.output import emit
 from lrphooks.cli.subject import add_picture, subject_of
 
 # What float32 leaves unexplained is a hundredth of this, and less.
@@ -52,16 +54,17 @@ def _run(options: argparse.Namespace) -> int:
         raise CommandError(f"{options.composite.text} is no composite of rules, so there are no books to balance.")
     try:
         report = audit(subject.model.network, subject.x, subject.target, composite)
-    except (LRPError, ValueError) as error:
-        raise CommandError(str(error)) from error
+    # A person's own network fails in any way.
+    except Exception as error:
+        raise CommandError(reason(error)) from error
     if options.json:
-        print(json.dumps(report.to_dict(), indent=2))
+        emit(json.dumps(report.to_dict(), indent=2))
     else:
         for line in (*subject.lines(options), reporting.of_composite(options.composite.text, composite)):
-            print(line)
-        print(f"\n{report.text(everything=options.all)}")
+            emit(line)
+        emit(f"\n{report.text(everything=options.all)}")
         if len(worth_reading(report.layers)) < len(report.layers) and not options.all:
-            print("\nGive --all to see every call.")
+            emit("\nGive --all to see every call.")
     # A sum that is not a number is no sum that balances.
     if not report.unexplained <= options.tolerance:
         raise CommandError(

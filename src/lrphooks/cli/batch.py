@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
 from lrphooks.cli import pictures
 from lrphooks.cli.command import CommandError
 from lrphooks.cli.drawing import draw
-from lrphooks.cli.explaining import Explainer, Explanation
+from lrphooks.cli.explaining import Explainer, Explanation, reason
 from lrphooks.cli.results import Record, Store
 
 
@@ -25,6 +25,7 @@ class _Waiting:
     output: Path
     x: Tensor
     notes: tuple[str, ...]
+    key: Mapping[str, Any]
 
 
 @final
@@ -55,18 +56,20 @@ class Batch:
 
     def _begun(self, picture: Path, output: Path) -> Record | _Waiting:
         try:
-            # What cannot be read at all has its own message.
-            kept = self.store.kept(picture, output) if picture.is_file() else None
+            pictures.check(picture)
+            # Before it is read: a picture that changes meanwhile is explained again.
+            key = self.store.key(picture, output)
+            kept = self.store.kept(picture, output, key)
             if kept is not None:
                 return kept
             read = pictures.read(picture)
-            try:
-                x = self.explainer.model.prepare(read.image)
-            except ValueError as error:
-                raise CommandError(f"{picture}: {error}") from error
+            x = pictures.prepared(self.explainer.model, read, picture)
         except CommandError as error:
             return _failed(picture, str(error))
-        return _Waiting(picture, output, x, read.notes)
+        # Files come and go, and a person's own preparation fails in any way.
+        except Exception as error:  # noqa: BLE001
+            return _failed(picture, f"{picture}: {reason(error)}")
+        return _Waiting(picture, output, x, read.notes, key)
 
     def _finished(self, queue: list[Record | _Waiting]) -> Iterator[Record]:
         waiting = [each for each in queue if isinstance(each, _Waiting)]
@@ -88,9 +91,11 @@ class Batch:
         )
         try:
             drawing = draw(self.explainer.model, task.x, found, self.method)
-            self.store.write(drawing, record, task.picture, task.output)
-        except (CommandError, ValueError) as error:
+            self.store.write(drawing, record, task.output, task.key)
+        except CommandError as error:
             return _failed(task.picture, str(error))
+        except Exception as error:  # noqa: BLE001  as above
+            return _failed(task.picture, f"{task.picture}: {reason(error)}")
         return record
 
 

@@ -10,8 +10,6 @@ from typing import final
 SUCCESS = 0
 FAILURE = 1
 USAGE_ERROR = 2
-#: What shells expect of a program that Ctrl-C ended.
-INTERRUPTED = 130
 
 
 class CommandError(Exception):

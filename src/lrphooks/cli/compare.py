@@ -10,6 +10,7 @@ from lrphooks.cli.command import SUCCESS, Command, CommandError
 from lrphooks.cli.drawing import draw_methods
 from lrphooks.cli.explaining import Explainer
 from lrphooks.cli.inputs import COMPARISON
+from lrphooks.cli.output import emit
 from lrphooks.cli.results import save
 from lrphooks.cli.subject import add_picture, subject_of
 
@@ -40,18 +41,18 @@ def _run(options: argparse.Namespace) -> int:
         found.append(explanation)
     save(draw_methods(subject.model, subject.x, found, [each.text for each in methods]), output)
     for line in subject.lines(options):
-        print(line)
+        emit(line)
     rows = [("composite", "Σ R", "absorbed")]
     for each, explanation in zip(methods, found, strict=True):
         (explained,) = explanation.explained
         absorbed = "undefined" if explained.absorbed is None else f"{explained.absorbed:.5g}"
         rows.append((each.text, f"{explained.relevance:.5g}", absorbed))
-    print(reporting.field("f(x)", f"{found[0].explained[0].output:.6g}"))
-    print()
+    emit(reporting.field("f(x)", f"{found[0].explained[0].output:.6g}"))
+    emit()
     for line in reporting.table(rows):
-        print(line)
-    print()
-    print(reporting.field("written", str(output)))
+        emit(line)
+    emit()
+    emit(reporting.field("written", str(output)))
     return SUCCESS
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from lrphooks.cli import reporting
 from lrphooks.cli.command import SUCCESS, Command
 from lrphooks.cli.methods import BASELINES, METHODS, PRESETS, described, documented
+from lrphooks.cli.output import emit
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,11 +18,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     if options.json:
-        print(json.dumps([_to_dict(name) for name in METHODS], indent=2))
+        emit(json.dumps([_to_dict(name) for name in METHODS], indent=2))
         return SUCCESS
     for name in PRESETS:
         _print(name)
-    print("To compare with, these are named in the same way, though they are no rules of LRP:\n")
+    emit("To compare with, these are named in the same way, though they are no rules of LRP:\n")
     for name in BASELINES:
         _print(name)
     for line in reporting.paragraph(
@@ -29,7 +30,7 @@ def _run(options: argparse.Namespace) -> int:
         "named as MODULE:COMPOSITE, a lrphooks.Composite or a function that returns one; modules of the current "
         "directory are found."
     ):
-        print(line)
+        emit(line)
     return SUCCESS
 
 
@@ -46,7 +47,7 @@ def _print(name: str) -> None:
         *reporting.paragraph(paper, 4),
         "",
     ):
-        print(line)
+        emit(line)
 
 
 COMMAND = Command(

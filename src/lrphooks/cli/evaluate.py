@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +17,23 @@ import numpy as np
 from torch import Tensor
 
 from lrphooks import __version__
-from lrphooks.cli import arguments, inputs, pictures, reporting
+from lrphooks.cli import arguments, files, inputs, pictures, reporting
 from lrphooks.cli.command import FAILURE, SUCCESS, Command, CommandError, UsageError
+from lrphooks.cli.explaining import reason
 from lrphooks.cli.methods import Method
+from lrphooks.cli.output import emit, error_line
 from lrphooks.cli.predictions import predict, targets_of
 from lrphooks.cli.progress import progress
 from lrphooks.cli.results import fingerprint
-from lrphooks.engine.errors import LRPError
+from lrphooks.engine.errors import UnmatchedError
 from lrphooks.evaluation import Blur, Metric, Result, SymmetricRelevanceGain, difference
 from lrphooks.models import PictureModel
 
 RESULTS = Path("evaluation.jsonl")
 STEPS = 14
 BATCH = 16
+#: How each line of the results begins.
+_BEGINNING = '{"key": '
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +62,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser)
 
 
+class UnkeptError(CommandError):
+    """A result could not be kept, and the next could not either."""
+
+
 @final
 @dataclass(frozen=True)
 class Kept:
@@ -66,26 +76,47 @@ class Kept:
 
     @classmethod
     def of(cls, path: Path) -> Kept:
-        """Return what is in the file, if there is one."""
+        """Return what is in the file, if there is one; a line that a killed run did not finish counts for nothing."""
+        rows: dict[str, dict[str, Any]] = {}
         try:
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            rows = {row["key"]: row for row in map(json.loads, lines)}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CommandError(
-                f"{path} is there, but holds no results of lrphooks evaluate ({error}): choose another --results."
-            ) from error
+            lines = []
+            if os.path.lexists(path):
+                with files.opened(path) as file:
+                    lines = file.read().decode("utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise cls._foreign(path, str(error)) from error
+        broken = [line for line in lines if not cls._read(line, rows)]
+        if broken and not rows and broken[0][: len(_BEGINNING)] != _BEGINNING[: len(broken[0])]:
+            raise cls._foreign(path, f"it begins with {broken[0][:40]}")
         return cls(path, rows)
+
+    @staticmethod
+    def _foreign(path: Path, why: str) -> CommandError:
+        return CommandError(
+            f"{path} is there, but holds no results of lrphooks evaluate ({why}): choose another --results."
+        )
+
+    @staticmethod
+    def _read(line: str, rows: dict[str, dict[str, Any]]) -> bool:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return False
+        whole = isinstance(row, dict) and row.keys() >= {"key", "value", "curve", "at"}
+        if whole:
+            rows[row["key"]] = row
+        return whole
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep one more result."""
         self.rows[row["key"]] = row
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            with self.path.open("ab+") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                unfinished = file.read(1) not in (b"", b"\n")
+                file.write(b"\n" * unfinished + json.dumps(row).encode() + b"\n")
         except OSError as error:
-            raise CommandError(
-                f"the result could not be kept: {error}. Choose another place with --results."
-            ) from error
+            raise UnkeptError(f"the result could not be kept: {error}. Choose another place with --results.") from error
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -112,11 +143,13 @@ def _run(options: argparse.Namespace) -> int:
                 rows = list(_rows(item.path, x, target, model, digest, methods, metric, kept))
                 for each, row in zip(methods, rows, strict=True):
                     judged[each.text].append(row)
-            except CommandError as error:
-                if isinstance(error, UsageError):
-                    raise
+            except (UsageError, UnkeptError):
+                raise
+            # Files come and go, and a person's own network fails in any way.
+            except Exception as error:  # noqa: BLE001
                 failed += 1
-                display.print(f"lrphooks: error: {error}", error=True)
+                told = str(error) if isinstance(error, CommandError) else f"{item.path}: {reason(error)}"
+                display.print(error_line(told), error=True)
             display.advance()
     if metric is None or failed == len(found.items):
         return FAILURE
@@ -129,10 +162,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _read(path: Path, model: PictureModel, options: argparse.Namespace) -> tuple[Tensor, int]:
     read = pictures.read(path)
-    try:
-        x = model.batch([model.prepare(read.image)])
-    except ValueError as error:
-        raise CommandError(f"{path}: {error}") from error
+    x = model.batch([pictures.prepared(model, read, path)])
     targets = targets_of(options.target, predict(model, x)[0])
     if len(targets) > 1:
         raise UsageError(f"--target {options.target} names {len(targets)} classes, and evaluate takes one.")
@@ -168,8 +198,10 @@ def _rows(
         if key not in kept.rows:
             try:
                 found = metric(model.network, x, [target], composite)
-            except (LRPError, TypeError, ValueError) as error:
+            except UnmatchedError as error:
                 raise UsageError(f"{each.text}: {error}") from error
+            except Exception as error:
+                raise CommandError(f"{path}: {each.text}: {reason(error)}") from error
             assert found.curve is not None
             assert found.at is not None
             kept.add(
@@ -214,14 +246,14 @@ def _print(results: dict[str, Result], model: PictureModel, options: argparse.Na
             }
             for text, result, apart in rows
         ]
-        print(json.dumps({"metric": repr(best.metric), "pictures": count, "composites": table}))
+        emit(json.dumps({"metric": repr(best.metric), "pictures": count, "composites": table}))
         return
     for line in reporting.of_model(model, options.model):
-        print(line)
-    print(reporting.field("metric", repr(best.metric)))
-    print(reporting.field("pictures", str(count)))
-    print(reporting.field("kept in", str(options.results)))
-    print()
+        emit(line)
+    emit(reporting.field("metric", repr(best.metric)))
+    emit(reporting.field("pictures", str(count)))
+    emit(reporting.field("kept in", str(options.results)))
+    emit()
     header = ("composite", "gain", "± error", "to the best", "95% interval")
     lines = [header]
     for text, result, apart in rows:
@@ -229,7 +261,7 @@ def _print(results: dict[str, Result], model: PictureModel, options: argparse.Na
         between = ("", "") if apart is None else (f"{apart.mean:+.4f}", f"{apart.low:+.4f} to {apart.high:+.4f}")
         lines.append((text, f"{result.mean:.4f}", spread, *between))
     for line in reporting.table(lines):
-        print(line)
+        emit(line)
 
 
 def _plot(results: dict[str, Result], path: Path) -> None:
@@ -250,12 +282,15 @@ def _plot(results: dict[str, Result], path: Path) -> None:
     axis.set_ylabel("probability, least less most relevant first")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
+    content = io.BytesIO()
+    path = path if path.suffix else path.with_suffix(".png")
     try:
-        figure.savefig(path, dpi=120)
+        figure.savefig(content, dpi=120, format=path.suffix[1:])
     except (OSError, ValueError) as error:
         raise CommandError(f"the plot could not be written: {error}. Choose another place with --plot.") from error
     finally:
         plt.close(figure)
+    files.write(path, content.getvalue(), "the plot", "--plot")
 
 
 COMMAND = Command(

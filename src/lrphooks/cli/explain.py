@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lrphooks import __version__
-from lrphooks.cli import arguments, inputs
+from lrphooks.cli import arguments, inputs, signals
 from lrphooks.cli.batch import Batch
-from lrphooks.cli.command import FAILURE, INTERRUPTED, SUCCESS, Command
+from lrphooks.cli.command import FAILURE, SUCCESS, Command
 from lrphooks.cli.explaining import Explainer
 from lrphooks.cli.inputs import ENDING
 from lrphooks.cli.printing import printer_for
@@ -75,15 +75,15 @@ def _run(options: argparse.Namespace) -> int:
                 display.advance()
                 tally[record.status] += 1
             printer.end(display, tally)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if not found.many:
             raise
         print(
-            f"lrphooks: interrupted: {tally['explained'] + tally['kept']} of {len(found.items)} pictures are done. The "
-            "same command goes on from there.",
+            f"lrphooks: {signals.word_for(stop)}: {tally['explained'] + tally['kept']} of {len(found.items)} pictures "
+            "are done. The same command goes on from there.",
             file=sys.stderr,
         )
-        return INTERRUPTED
+        return signals.status_of(stop)
     return FAILURE if tally["failed"] else SUCCESS
 
 

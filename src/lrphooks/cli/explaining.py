@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lrphooks import LRPError, UnmatchedError, lrp_targets
+from lrphooks.cli import memory, output
 from lrphooks.cli.command import CommandError, UsageError
 from lrphooks.cli.methods import Explaining, conserves
 from lrphooks.cli.predictions import Prediction, predict, targets_of
@@ -53,10 +54,11 @@ class Explainer:
             raise
         except UnmatchedError as error:
             raise CommandError(str(error)) from error
-        except (CommandError, LRPError, ValueError, TypeError, RuntimeError) as error:
+        # A person's own network fails in any way.
+        except Exception as error:  # noqa: BLE001
             if len(inputs) > 1:
                 return [found for x in inputs for found in self.explain([x])]
-            failure = error if isinstance(error, CommandError) else CommandError(_reason(error))
+            failure = error if isinstance(error, CommandError) else CommandError(reason(error))
             return [failure]
 
     def _together(self, inputs: Sequence[Tensor]) -> list[Explanation]:
@@ -84,9 +86,11 @@ class Explainer:
         return Explanation(prediction, tuple(explained), tuple(relevance))
 
 
-def _reason(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    if "out of memory" in text or "can't allocate memory" in text:
-        return f"there is not enough memory: give a smaller --batch-size, or a smaller --size. ({text.splitlines()[0]})"
+def reason(error: Exception) -> str:
+    """Return why something failed, in a line."""
+    text = " ".join(str(error).split())
+    if memory.is_used_up(error):
+        told = f" ({memory.told(text)})" if text else ""
+        return f"there is not enough memory: give a smaller --batch-size, or a smaller --size.{told}"
     # The network's own errors name their type, those of lrphooks are sentences.
-    return text if isinstance(error, LRPError | ValueError) else f"{type(error).__name__}: {text}"
+    return text if text and isinstance(error, LRPError | ValueError) else output.reason(error)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from lrphooks.cli import files
 from lrphooks.cli.command import CommandError, UsageError
 
 #: What results of explain and of compare are called: the name of the picture, and this.
@@ -61,19 +62,20 @@ def find(arguments: Sequence[str]) -> Found:
     many = len(arguments) > 1
     for argument in arguments:
         path = Path(argument)
-        if path.is_dir():
+        folder = files.kind_of(path) == "a folder"
+        if folder:
             found, others = _in_folder(path)
             left_out += others
             many = True
-        elif not path.exists() and glob.has_magic(argument):
+        elif not os.path.lexists(path) and glob.has_magic(argument):
             # Unlike Path.glob, it takes patterns of absolute paths.
             matches = sorted(map(Path, glob.glob(argument, recursive=True)))  # noqa: PTH207
-            found = [Item(match, Path(match.name)) for match in matches if match.is_file() and _wanted(match)]
+            found = [Item(match, Path(match.name)) for match in matches if _wanted(match)]
             many = True
         else:
             found = [Item(path, Path(path.name))]
         if not found:
-            kind = "folder" if path.is_dir() else "pattern"
+            kind = "folder" if folder else "pattern"
             raise CommandError(
                 f"the {kind} {argument} has no picture: PNG, JPEG, WebP, TIFF and others are told by their endings, "
                 f"and {' and '.join(f'*{ending}' for ending in ENDINGS)} are left out."
@@ -86,9 +88,15 @@ def find(arguments: Sequence[str]) -> Found:
 def _in_folder(folder: Path) -> tuple[list[Item], int]:
     found: list[Item] = []
     left_out = 0
-    for root, folders, files in os.walk(folder):
+
+    def unread(error: OSError) -> None:
+        # It stays in, so that it fails by itself.
+        path = Path(error.filename)
+        found.append(Item(path, path.relative_to(folder)))
+
+    for root, folders, names in os.walk(folder, onerror=unread):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
+        for name in sorted(names):
             path = Path(root, name)
             if _wanted(path):
                 found.append(Item(path, path.relative_to(folder)))
@@ -110,12 +118,36 @@ def output_file(output: Path | None) -> Path | None:
     UsageError
         If it is the name of a picture of another kind.
     """
-    if output is None or output.is_dir():
+    kind = None if output is None else files.kind_of(output)
+    if output is None or kind == "a folder":
         return None
+    if kind is not None:
+        raise UsageError(f"--output {output} is {kind}, neither a folder nor a PNG: choose another name.")
     suffix = output.suffix.lower()
     if suffix != _PNG and suffix in SUFFIXES:
         raise UsageError(f"the heatmap is a PNG: --output {output} must end in {_PNG}, or be a folder")
     return output if suffix == _PNG else None
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that can neither be there nor be made.
+
+    Raises
+    ------
+    CommandError
+        If it is below a file, or its name is too long.
+    """
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        there = next((each for each in folder.parents if os.path.lexists(each)), None)
+        if there is not None and not there.is_dir():
+            raise CommandError(f"--output {folder} cannot be a folder: {there} is no folder.") from None
+    except OSError as error:
+        raise CommandError(f"--output {folder} cannot be a folder: {error.strerror}. Choose another.") from error
+    else:
+        if not folder.is_dir():
+            raise CommandError(f"--output {folder} is a file, neither a folder nor a name that ends in {_PNG}.")
 
 
 def outputs(found: Found, output: Path | None) -> list[Path]:
@@ -127,6 +159,8 @@ def outputs(found: Found, output: Path | None) -> list[Path]:
         If several pictures have one file to go to, or a result would overwrite a picture.
     """
     named = output_file(output)
+    if output is not None and named is None:
+        _check_folder(output)
     if named is not None and found.many:
         raise UsageError(f"several pictures need a folder: --output {named} is the name of one file.")
     chosen = [named] if named is not None else _places(found.items, output)

@@ -8,6 +8,7 @@ import sys
 
 from lrphooks.cli import reporting
 from lrphooks.cli.command import SUCCESS, Command, CommandError
+from lrphooks.cli.output import emit, printable
 from lrphooks.models import SOURCES, search
 
 
@@ -31,20 +32,20 @@ def _sources(options: argparse.Namespace) -> int:
             {"form": source.form, "about": source.about, "needs": source.needs or None, "missing": source.missing()}
             for source in SOURCES
         ]
-        print(json.dumps(listed, indent=2))
+        emit(json.dumps(listed, indent=2))
         return SUCCESS
     missing = {source.form: source.missing() for source in SOURCES}
     rows = [("--model", "what it is", "needs", "here")]
     rows += [(s.form, s.about, s.needs or "nothing", "no" if missing[s.form] else "yes") for s in SOURCES]
     for line in reporting.table(rows):
-        print(line)
+        emit(line)
     for reason in dict.fromkeys(reason for reason in missing.values() if reason):
-        print()
+        emit()
         for line in reporting.paragraph(reason):
-            print(line)
-    print()
+            emit(line)
+    emit()
     for line in reporting.paragraph("lrphooks models 'torchvision:*' lists names; so does any other pattern."):
-        print(line)
+        emit(line)
     return SUCCESS
 
 
@@ -56,11 +57,11 @@ def _search(options: argparse.Namespace) -> int:
         more = f" Some could not be searched. {' '.join(unsearched)}" if unsearched else ""
         raise CommandError(f"no model's name matches {options.pattern}: try '*{options.pattern.strip('*')}*'.{more}")
     if options.json:
-        print(json.dumps(found, indent=2))
+        emit(json.dumps(found, indent=2))
     else:
-        print("\n".join(found))
+        emit("\n".join(found))
         for reason in unsearched:
-            print(f"lrphooks: not searched: {reason}", file=sys.stderr)
+            print(f"lrphooks: not searched: {printable(reason)}", file=sys.stderr)
     return SUCCESS
 
 

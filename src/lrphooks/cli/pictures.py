@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,25 @@ from typing import final
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
+from lrphooks.cli import files, memory
 from lrphooks.cli.command import CommandError
 from lrphooks.digits.data import on_white
+from lrphooks.models import PictureModel
 
 #: More pixels than this are taken for an accident or an attack: it is what Pillow refuses by itself.
 MOST_PIXELS = 178_956_970
+
+
+#: What is read: formats that Pillow decodes by itself. It would give EPS to Ghostscript, which runs it as a program,
+#: and others (IPTC, FPX) to whatever reads what is packed in them.
+_FORMATS = (
+    *("AVIF", "BMP", "CUR", "DCX", "DDS", "DIB", "FITS", "FLI", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MPO"),
+    *("MSP", "PCD", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
+)
+#: How PostScript begins, by itself and in a frame with a preview.
+_POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 
 
 @final
@@ -37,15 +51,12 @@ def read(path: Path) -> Picture:
     CommandError
         If it is not there, no picture, broken, too large, or of a form whose black and white are not known.
     """
-    if path.is_dir():
-        raise CommandError(f"{path} is a folder, not a picture.")
-    if not path.exists():
-        raise CommandError(f"there is no picture file {path}: check the path.")
+    check(path)
     try:
         with warnings.catch_warnings():
             # Pillow warns of half of what is too much here, and of faults that do not change what is seen.
             warnings.simplefilter("ignore")
-            with Image.open(path) as opened:
+            with files.opened(path) as file, Image.open(file, formats=_formats()) as opened:
                 return _upright(opened, path)
     except Image.DecompressionBombError as error:
         raise CommandError(
@@ -64,19 +75,95 @@ def read(path: Path) -> Picture:
         ) from error
 
 
+def check(path: Path) -> None:
+    """Refuse what is no file.
+
+    Raises
+    ------
+    CommandError
+        If it is not there, or anything else, such as a pipe that would be waited for.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise CommandError(f"{path} is a link to a file that is not there: {_goal(path)}.") from None
+        raise CommandError(f"there is no picture file {path}: check the path.") from None
+    except OSError as error:
+        raise CommandError(f"{path} could not be read as a picture: {_reason(error, path)}.") from error
+    kind = files.kind_of(path)
+    if kind is not None:
+        raise CommandError(f"{path} is {kind}, not a picture.{_unread(path)}")
+
+
+def _goal(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _unread(path: Path) -> str:
+    """Return why a folder could not be looked through, if it could not."""
+    try:
+        os.listdir(path)  # noqa: PTH208  the folder may be large
+    except NotADirectoryError:
+        return ""
+    except OSError as error:
+        return f" It could not be looked through: {_reason(error, path)}."
+    return ""
+
+
+def prepared(model: PictureModel, read: Picture, path: Path) -> Tensor:
+    """Return a picture as the input of a model, shape (1, C, H, W).
+
+    Raises
+    ------
+    CommandError
+        If the model cannot read such a picture.
+    """
+    try:
+        return model.prepare(read.image)
+    except ValueError as error:
+        raise CommandError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise CommandError(
+            f"{path} does not fit into the memory as an input of {model.name}: give a smaller --size."
+        ) from error
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
 def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, UnidentifiedImageError):
-        if path.stat().st_size == 0:
+        start = _start(path)
+        if not start:
             return "the file is empty"
+        if start.startswith(_POSTSCRIPT):
+            return "what is in it is PostScript, a program, which is not run"
         return "what is in it is no picture that Pillow knows"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return (str(error) or type(error).__name__).replace(str(path), "the file").rstrip(".")
 
 
+def _start(path: Path) -> bytes:
+    try:
+        with files.opened(path) as file:
+            return file.read(8)
+    except OSError:
+        return b""
+
+
 def _upright(opened: Image.Image, path: Path) -> Picture:
     if opened.width * opened.height > MOST_PIXELS:
         raise Image.DecompressionBombError(f"it is {opened.width} x {opened.height}.")
+    # Pillow keeps colours in four bytes; and they are copied once at the least.
+    each = 1 if len(opened.getbands()) == 1 else 4
+    memory.check(2 * each * opened.width * opened.height, str(path), "make it smaller first")
     notes = []
     frames = getattr(opened, "n_frames", 1)
     if frames > 1:

@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from lrphooks.cli import memory, output
 from lrphooks.cli.command import CommandError, UsageError
 from lrphooks.models import PictureModel
 
@@ -67,9 +68,9 @@ def predict(model: PictureModel, x: Tensor) -> list[Prediction]:
             outputs = model.network(x)
     # A person's own network fails in any way.
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if memory.is_used_up(error):
             raise
-        reason = f"{type(error).__name__}: {str(error).strip().rstrip('.!')}"
+        reason = output.reason(error).rstrip(".!")
         raise CommandError(
             f"{model.name} failed on an input of shape {tuple(x.shape)}: {reason}. Does it take another --size?"
         ) from error

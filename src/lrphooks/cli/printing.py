@@ -12,6 +12,7 @@ from typing import final
 from lrphooks.cli import reporting
 from lrphooks.cli.explaining import Explainer
 from lrphooks.cli.inputs import Found
+from lrphooks.cli.output import error_line, printable
 from lrphooks.cli.progress import Progress
 from lrphooks.cli.results import Record
 
@@ -36,7 +37,7 @@ class Printer(ABC):
 
     def failure(self, record: Record, display: Progress) -> None:
         """Print why a picture failed, as errors are printed."""
-        display.print(f"lrphooks: error: {record.error}", error=True)
+        display.print(error_line(record.error or ""), error=True)
 
 
 @final
@@ -114,7 +115,7 @@ class Lines(Printer):
             amounts = [f"{each.name} f(x) {each.output:.4g}" for each in record.explained]
         notes = [*record.notes, *(["kept"] if record.status == "kept" else [])]
         told = f" ({'; '.join(notes)})" if notes else ""
-        return f"{record.picture}: {record.prediction}; {', '.join(amounts)}{told}"
+        return printable(f"{record.picture}: {record.prediction}; {', '.join(amounts)}{told}")
 
     def end(self, display: Progress, tally: Mapping[str, int]) -> None:
         display.print("")

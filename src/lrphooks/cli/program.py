@@ -6,11 +6,14 @@ import argparse
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 from lrphooks import __version__
-from lrphooks.cli import audit, compare, composites, evaluate, explain, models, stream
-from lrphooks.cli.command import FAILURE, INTERRUPTED, Command, CommandError
+from lrphooks.cli import audit, compare, composites, evaluate, explain, files, memory, models, output, signals, stream
+from lrphooks.cli.command import FAILURE, Command, CommandError
 
 #: All commands, in the order of the help.
 COMMANDS: tuple[Command, ...] = (
@@ -22,32 +25,54 @@ COMMANDS: tuple[Command, ...] = (
     models.COMMAND,
     composites.COMMAND,
 )
+#: Set in the environment, it shows where an error that nobody foresaw comes from.
+TRACEBACK = "LRPHOOKS_TRACEBACK"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status.
-
-    0: all went well. 1: something failed, or the books do not balance. 2: it was called wrongly. 130: Ctrl-C.
-    """
-    # A console or pipe that cannot show the sigma gets a question mark, not a traceback.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    options = parser().parse_args(arguments)
-    command = next(command for command in COMMANDS if command.name == options.command)
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; without arguments, as the program that the process is."""
+    program = arguments is None
     try:
-        status = command.run(options)
-        sys.stdout.flush()
+        with ExitStack() as stack:
+            if program:
+                stack.enter_context(signals.stoppable())
+            # A console or pipe that cannot show the sigma gets a question mark, not a traceback.
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors="replace")
+            options = _options(arguments)
+            stack.enter_context(output.results_alone(program=program))
+            if program and getattr(options, "device", "cpu") == "cpu":
+                memory.limit()
+            files.begin()
+            command = next(command for command in COMMANDS if command.name == options.command)
+            return command.run(options)
     except CommandError as error:
-        print(f"lrphooks: error: {error}", file=sys.stderr)
+        output.complain(str(error))
         return error.status
-    except KeyboardInterrupt:
-        print("lrphooks: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        print(f"lrphooks: {signals.word_for(stop)}", file=sys.stderr)
+        return signals.status_of(stop)
     except BrokenPipeError:
-        # The reader has seen enough, as head does; Python would complain once more when it closes the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has seen enough, as head does.
+        output.settle()
         return FAILURE
-    return status
+    # Whatever it is, a person gets a line; who looks for the cause asks for more.
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        output.complain(
+            f"{output.reason(error)} (in {Path(place.filename).name}, line {place.lineno}). This was not foreseen: set "
+            f"{TRACEBACK}=1 to see where it comes from, and please report it."
+        )
+        return FAILURE
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return parser().parse_args(arguments)
+    finally:
+        output.settle()  # the help
 
 
 def parser() -> argparse.ArgumentParser:

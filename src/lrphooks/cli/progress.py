@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from typing import Any, final
 
+from lrphooks.cli.output import emit
+
 
 class Progress(AbstractContextManager["Progress"], ABC):
     """Counts finished pictures, and prints lines of results beside that."""
@@ -72,15 +74,15 @@ class Bar(Progress):
     """The bar of tqdm."""
 
     def __init__(self, tqdm: Any, total: int) -> None:
-        self._tqdm = tqdm
         self._bar = tqdm(total=total, unit="picture", file=sys.stderr, dynamic_ncols=True, leave=False)
 
     def advance(self) -> None:
         self._bar.update()
 
     def print(self, line: str, *, error: bool = False) -> None:
-        self._tqdm.write(line, file=sys.stderr if error else sys.stdout)
-        sys.stdout.flush()
+        self._bar.clear()
+        _print(line, error=error)
+        self._bar.refresh()
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
@@ -97,7 +99,10 @@ def progress(total: int) -> Progress:
 
 
 def _print(line: str, *, error: bool) -> None:
-    print(line, file=sys.stderr if error else sys.stdout, flush=True)
+    if error:
+        print(line, file=sys.stderr, flush=True)
+    else:
+        emit(line)
 
 
 def _duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from lrphooks.baselines import Baseline
 from lrphooks.cli.methods import Explaining
+from lrphooks.cli.output import printable
 from lrphooks.cli.results import Explained
 from lrphooks.composite import Composite
 from lrphooks.matching import describe
@@ -21,7 +22,7 @@ _COLUMN = 12
 
 def field(name: str, value: str) -> str:
     """Return a name and its value as a line."""
-    return f"{name:<{_COLUMN}}{value}"
+    return f"{name:<{_COLUMN}}{printable(value)}"
 
 
 def of_model(model: PictureModel, name: str) -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch.nn.parameter import is_lazy
 
+from lrphooks.cli import files
 from lrphooks.cli.command import CommandError
 from lrphooks.models import PictureModel
 
@@ -22,6 +24,7 @@ from lrphooks.models import PictureModel
 CHUNK = "lrphooks"
 #: To be raised when the drawing or the record changes, so that older results are made again.
 LAYOUT = 1
+_WHAT = "the heatmap"
 
 
 @final
@@ -83,18 +86,31 @@ class Store:
     chosen: bool
     resumed: bool
 
-    def kept(self, picture: Path, output: Path) -> Record | None:
-        """Return the record of a finished result with the same settings, or None.
+    def key(self, picture: Path, output: Path) -> dict[str, Any]:
+        """Return all that a result depends on.
+
+        Raises
+        ------
+        OSError
+            If the picture is not there.
+        """
+        status = picture.stat()
+        # Relative, so that a folder may be moved, and so that no path of the machine is in the file.
+        place = _relative(picture, output.parent)
+        return {**self.settings, "picture": place, "bytes": status.st_size, "modified": status.st_mtime_ns}
+
+    def kept(self, picture: Path, output: Path, mine: Mapping[str, Any]) -> Record | None:
+        """Return the record of a finished result with the same settings, or None; ``mine`` is its :meth:`key`.
 
         Raises
         ------
         CommandError
             If the file is there, but is not the result of this picture.
         """
-        if self.again or self.chosen or not output.exists():
+        files.tidy(output.parent)
+        if self.again or self.chosen or not os.path.lexists(output):
             return None
         found = _contents(output)
-        mine = self._key(picture, output)
         if found is None:
             raise CommandError(
                 f"{output} is there already, and is no result of lrphooks explain: choose another --output, or give "
@@ -109,8 +125,8 @@ class Store:
             )
         return None
 
-    def write(self, drawing: Image.Image, record: Record, picture: Path, output: Path) -> None:
-        """Write a result as a whole or not at all.
+    def write(self, drawing: Image.Image, record: Record, output: Path, key: Mapping[str, Any]) -> None:
+        """Write a result as a whole or not at all; ``key`` is its :meth:`key`.
 
         Raises
         ------
@@ -118,17 +134,10 @@ class Store:
             If it cannot be written.
         """
         text = PngImagePlugin.PngInfo()
-        text.add_text(CHUNK, json.dumps({"settings": self._key(picture, output), "result": record.to_dict()}))
+        text.add_text(CHUNK, json.dumps({"settings": key, "result": record.to_dict()}))
         if not self.chosen:
-            output.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(output.parent)
         save(drawing, output, text)
-
-    def _key(self, picture: Path, output: Path) -> dict[str, Any]:
-        """Return all that the result depends on."""
-        status = picture.stat()
-        # Relative, so that a folder may be moved, and so that no path of the machine is in the file.
-        place = _relative(picture, output.parent)
-        return {**self.settings, "picture": place, "bytes": status.st_size, "modified": status.st_mtime_ns}
 
 
 def save(drawing: Image.Image, output: Path, text: PngImagePlugin.PngInfo | None = None) -> None:
@@ -139,17 +148,34 @@ def save(drawing: Image.Image, output: Path, text: PngImagePlugin.PngInfo | None
     CommandError
         If it cannot be written.
     """
-    part = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
+    # In memory first: a run that is killed leaves nothing behind then, but in the moment of the writing.
+    content = io.BytesIO()
     try:
-        drawing.save(part, format="PNG", pnginfo=text)
-        part.replace(output)
+        drawing.save(content, format="PNG", pnginfo=text)
     except OSError as error:
-        reason = error.strerror or error
-        raise CommandError(
-            f"the heatmap could not be written: {output}: {reason}. Choose another place with --output."
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+        raise _unwritten(output, error) from error
+    files.write(output, content.getvalue(), _WHAT, "--output")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, where it is not there.
+
+    Raises
+    ------
+    CommandError
+        If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritten(folder, error) from error
+
+
+def _unwritten(place: Path, error: OSError) -> CommandError:
+    reason = "there is no folder, but a file of that name" if isinstance(error, FileExistsError) else error.strerror
+    return CommandError(
+        f"{_WHAT} could not be written: {place}: {reason or error}. Choose another place with --output."
+    )
 
 
 def _relative(picture: Path, folder: Path) -> str:
@@ -162,11 +188,15 @@ def _relative(picture: Path, folder: Path) -> str:
 def _contents(output: Path) -> dict[str, Any] | None:
     """Return what a result carries, or None if the file is no result."""
     try:
-        with Image.open(output) as image:
-            contents: dict[str, Any] = json.loads(image.info[CHUNK])
+        with warnings.catch_warnings():
+            # Nothing is drawn from it: it does not matter how large it is.
+            warnings.simplefilter("ignore")
+            with files.opened(output) as file, Image.open(file, formats=("PNG",)) as image:
+                contents: dict[str, Any] = json.loads(image.info[CHUNK])
         Record.from_dict(contents["result"])
         contents["settings"]["picture"]
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, AttributeError):
+    # A file of any kind may have the name of a result.
+    except Exception:  # noqa: BLE001
         return None
     return contents
 
@@ -178,5 +208,14 @@ def fingerprint(model: PictureModel) -> str:
         digest.update(name.encode())
         # Lazy modules have no weights before they run.
         if isinstance(value, torch.Tensor) and not is_lazy(value):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(_bytes(value.detach().cpu()))
     return digest.hexdigest()
+
+
+def _bytes(value: torch.Tensor) -> memoryview:
+    if value.layout is torch.strided and not value.is_quantized and not value.is_nested:
+        return value.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    # Sparse and quantised tensors are more than one array.
+    stored = io.BytesIO()
+    torch.save(value, stored)
+    return stored.getbuffer()

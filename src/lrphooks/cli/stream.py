@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lrphooks.cli import arguments, reporting, video
 from lrphooks.cli.command import FAILURE, SUCCESS, Command, CommandError
 from lrphooks.cli.explaining import Explanation
+from lrphooks.cli.output import complain, emit
 from lrphooks.cli.video import CODECS
 from lrphooks.models import PictureModel
 from lrphooks.visualization import heatmap
@@ -47,7 +48,7 @@ def _run(options: argparse.Namespace) -> int:
             *reporting.of_model(model, options.model),
             reporting.of_composite(options.composite.text, explainer.composite),
         ):
-            print(line)
+            emit(line)
         frames = failures = 0
         began = told = time.monotonic()
         try:
@@ -61,20 +62,20 @@ def _run(options: argparse.Namespace) -> int:
                         found = CommandError(str(error))
                     if isinstance(found, CommandError):
                         failures += 1
-                        print(f"lrphooks: error: frame {frames}: {found}", file=sys.stderr)
+                        complain(f"frame {frames}: {found}")
                         continue
                     sink.write(drawn(model, model.show(x), found), capture.rate)
                     now = time.monotonic()
                     if frames == 1 or now - told >= 1.0:
                         told = now
-                        print(f"frame {frames}: {found.prediction}; {_rate(frames, now - began)}", flush=True)
+                        emit(f"frame {frames}: {found.prediction}; {_rate(frames, now - began)}")
         except KeyboardInterrupt:
             print("lrphooks: stopped; what was written until now is kept", file=sys.stderr)
         if not frames:
             raise CommandError(f"{options.video} has no frame that can be read.")
-        print(f"{frames} frames, {_rate(frames, time.monotonic() - began)}")
+        emit(f"{frames} frames, {_rate(frames, time.monotonic() - began)}")
         if options.output is not None and failures < frames:
-            print(reporting.field("written", str(options.output)))
+            emit(reporting.field("written", str(options.output)))
     return FAILURE if failures else SUCCESS
 
 

@@ -63,10 +63,7 @@ def subject_of(options: argparse.Namespace) -> Subject:
             f"{model.name} takes {model.rows} pictures at once and no other number, and lrphooks {options.command} "
             "looks at one: export it for one, or with a dynamic batch."
         )
-    try:
-        x = model.batch([model.prepare(read.image)])
-    except ValueError as error:
-        raise CommandError(f"{path}: {error}") from error
+    x = model.batch([pictures.prepared(model, read, path)])
     prediction = predict(model, x)[0]
     targets = targets_of(options.target, prediction)
     if len(targets) > 1:

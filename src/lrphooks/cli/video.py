@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import uuid
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, BinaryIO, final
 
 import numpy as np
 from PIL import Image
 
+from lrphooks.cli import files
 from lrphooks.cli.command import CommandError, UsageError
-from lrphooks.cli.results import save
+from lrphooks.cli.results import make_folder, save
 
 #: The codec for each container that can be written.
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
@@ -39,8 +40,12 @@ class Capture(AbstractContextManager["Capture"]):
 
     def __init__(self, cv2: Any, source: str) -> None:
         self._cv2 = cv2
-        camera = source.isdecimal() and not Path(source).exists()
-        if not camera and not Path(source).is_file():
+        there = os.path.exists(source)  # noqa: PTH110  it never raises
+        camera = source.isdecimal() and not there
+        kind = files.kind_of(Path(source))
+        if kind is not None:
+            raise CommandError(f"{source} is {kind}, not a video file.")
+        if not camera and not there:
             raise CommandError(f"there is no video {source}: check the path, or give the number of a camera.")
         # It would say on standard error, in words of its own, what the exception tells.
         cv2.utils.logging.setLogLevel(0)
@@ -96,7 +101,7 @@ class Folder(Sink):
         self._folder, self._count = folder, 0
 
     def write(self, frame: Image.Image, rate: float) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         self._count += 1
         save(frame, self._folder / f"frame-{self._count:06d}.png")
 
@@ -108,28 +113,48 @@ class Video(Sink):
     def __init__(self, cv2: Any, path: Path) -> None:
         self._cv2, self._path = cv2, path
         self._writer: Any = None
-        self._part = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+        self._part: Path | None = None
+        self._lock: BinaryIO | None = None
 
     def write(self, frame: Image.Image, rate: float) -> None:
         if self._writer is None:
             codec = self._cv2.VideoWriter_fourcc(*CODECS[self._path.suffix.lower()])
+            try:
+                # The lock says that this run is alive; OpenCV opens the file once more.
+                self._part, self._lock = files.claim(files.part_of_video(self._path))
+            except OSError as error:
+                raise self._unwritten(error.strerror) from error
             self._writer = self._cv2.VideoWriter(str(self._part), codec, rate, frame.size)
             if not self._writer.isOpened():
-                raise CommandError(f"{self._path} could not be written: choose another place with --output.")
+                raise self._unwritten("OpenCV cannot write such a video here")
         self._writer.write(self._cv2.cvtColor(np.asarray(frame), self._cv2.COLOR_RGB2BGR))
 
     def __exit__(self, *_: object) -> None:
-        if self._writer is not None and self._writer.isOpened():
-            self._writer.release()
-            self._part.replace(self._path)
+        if self._part is None or self._lock is None:
+            return
+        try:
+            if self._writer is not None and self._writer.isOpened():
+                self._writer.release()
+                self._part.replace(self._path)
+        except OSError as error:
+            raise self._unwritten(error.strerror) from error
+        finally:
+            self._lock.close()
+            self._part.unlink(missing_ok=True)
+
+    def _unwritten(self, reason: str | None) -> CommandError:
+        return CommandError(f"{self._path} could not be written: {reason}. Choose another place with --output.")
 
 
 def sink_for(cv2: Any, output: Path | None) -> Sink:
     """Return what writes to a video or a folder, or nowhere."""
     if output is None:
         return Nowhere()
-    if output.is_dir() or not output.suffix:
+    kind = files.kind_of(output)
+    if kind == "a folder" or (kind is None and not output.suffix):
         return Folder(output)
+    if kind is not None:
+        raise UsageError(f"--output {output} is {kind}, not a video or a folder: choose another name.")
     if output.suffix.lower() not in CODECS:
         raise UsageError(f"--output {output} must end in {' or '.join(CODECS)}, or be a folder")
     return Video(cv2, output)

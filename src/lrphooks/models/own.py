@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 import zipfile
@@ -94,9 +95,16 @@ class Factory(Source):
                 "lrphooks.models.PictureModel that knows how to prepare pictures."
             )
         notes = (f"as {name} returned them",) if request.own_weights else request.fill(network)
+        empty = next((each for each, value in network.state_dict().items() if getattr(value, "is_meta", False)), None)
+        if empty is not None:
+            raise ModelError(
+                f"{name} returned a network whose {empty} is on the meta device, and so has no values: give weights "
+                "with load_state_dict(..., assign=True) or to_empty(device='cpu') before it is returned."
+            )
+        called(f"{name}().eval", network.eval)
         if isinstance(made, PictureModel):
-            return replace(made, network=network.eval(), notes=(*made.notes, *notes))
-        return PictureModel(name, network.eval(), request.pixels(name, _channels(network)), notes=notes)
+            return replace(made, network=network, notes=(*made.notes, *notes))
+        return PictureModel(name, network, request.pixels(name, _channels(network)), notes=notes)
 
 
 def named(name: str, what: str) -> Any:
@@ -121,13 +129,18 @@ def named(name: str, what: str) -> Any:
             f"there is no Python module {error.name!r} for the {what} {name}: neither installed nor in the current "
             "directory."
         ) from error
-    # A person's own code fails in any way.
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    # A person's own code fails in any way, and may end the program as well.
+    except BaseException as error:
         raise _raised(f"importing {module_name}", error) from error
     for part in path.split("."):
-        if not hasattr(found, part):
-            raise UnknownModelError(f"{module_name} has no {path!r} for the {what} {name}.")
-        found = getattr(found, part)
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:  # noqa: PERF203  few parts
+            raise UnknownModelError(f"{module_name} has no {path!r} for the {what} {name}.") from error
+        except Exception as error:
+            raise _raised(f"{module_name}.{path}", error) from error
     return found
 
 
@@ -141,19 +154,27 @@ def called(name: str, function: Callable[[], Any]) -> Any:
     """
     try:
         return function()
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise _raised(f"{name}()", error) from error
 
 
-def _raised(what: str, error: Exception) -> ModelError:
+def _raised(what: str, error: BaseException) -> ModelError:
     place = traceback.extract_tb(error.__traceback__)[-1]
-    return ModelError(
-        f"{what} raised {type(error).__name__}: {error} (in {Path(place.filename).name}, line {place.lineno})"
-    )
+    where = f"(in {Path(place.filename).name}, line {place.lineno})"
+    if isinstance(error, SystemExit):
+        return ModelError(
+            f"{what} called sys.exit({'' if error.code is None else repr(error.code)}) {where}, as a program does that "
+            'reads its own command line: put such a part below if __name__ == "__main__", where an import does not '
+            "reach it."
+        )
+    text = " ".join(str(error).split())
+    return ModelError(f"{what} raised {type(error).__name__}{': ' if text else ''}{text} {where}")
 
 
 def _program(path: Path) -> torch.export.ExportedProgram:
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113  it never raises
         raise UnknownModelError(f"there is no program {path}: check the path.")
     try:
         with zipfile.ZipFile(path) as archive:

@@ -17,6 +17,9 @@ from lrphooks.models.errors import ModelError
 
 Size = tuple[int, int]
 
+#: What a picture may be resized to before it is cropped.
+MOST_PIXELS = 178_956_970
+
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -137,7 +140,13 @@ class Pixels(Preparation):
 
     def prepare(self, picture: Image.Image) -> Tensor:
         picture = on_white(picture).convert("L" if len(self.mean) == 1 else "RGB")
-        picture = picture.resize(self._resized(picture), INTERPOLATIONS[self.interpolation])
+        resized = self._resized(picture)
+        if resized[0] * resized[1] > max(MOST_PIXELS, 4 * self.size[0] * self.size[1]):
+            raise ModelError(
+                f"a picture as narrow as {picture.width} x {picture.height} pixels would be resized to {resized[0]} x "
+                f"{resized[1]} before its centre is taken, which would fill the memory: crop it first."
+            )
+        picture = picture.resize(resized, INTERPOLATIONS[self.interpolation])
         height, width = self.size
         left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
         picture = picture.crop((left, top, left + width, top + height))

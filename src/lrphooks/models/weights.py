@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lrphooks.models.errors import MissingExtraError, ModelError
 
@@ -22,6 +23,8 @@ RANDOM = "random"
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights", "params")
 #: How many names of each kind a message lists.
 _LISTED = 4
+#: The end of the name of what counts batches in a BatchNorm.
+_COUNTER = "num_batches_tracked"
 #: The switch of torch for it.
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
@@ -50,7 +53,13 @@ def load_weights(network: nn.Module, path: Path) -> tuple[str, ...]:
     if prefix:
         notes.append(f"cut {prefix!r} off {len(state)} names")
     _check(state, expected, path)
-    found = network.load_state_dict(state, strict=False)
+    notes += _check_values(state, expected, path)
+    try:
+        found = network.load_state_dict(state, strict=False)
+    # Networks and tensors of a person's own have a say in it.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path} does not fit the model: {type(error).__name__}: {reason}") from error
     if found.missing_keys or found.unexpected_keys:
         raise ModelError(
             f"{path} does not fit the model: {_listed('missing', found.missing_keys)}"
@@ -60,8 +69,10 @@ def load_weights(network: nn.Module, path: Path) -> tuple[str, ...]:
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise ModelError(f"there is no file of weights {path}: check the path.")
+    if not os.path.isfile(path):  # noqa: PTH113  it never raises
+        there = os.path.lexists(path)
+        kind = "is no ordinary file" if there else "there is no file of weights"
+        raise ModelError(f"{path} {kind}: give a file of weights." if there else f"{kind} {path}: check the path.")
     if path.suffix.lower() == ".safetensors":
         return _safetensors(path)
     try:
@@ -77,7 +88,8 @@ def _read(path: Path) -> Any:
             f"{path} is refused: it holds more than tensors ({_cause(reason)}), and reading that could run code of the "
             f"file's own. {_WAY_OUT}"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
+    # Broken files fail in many ways.
+    except Exception as error:
         if "TorchScript" in str(error):
             raise ModelError(
                 f"{path} is a TorchScript program, whose inside cannot be seen. Give the weights of the model that it "
@@ -89,7 +101,6 @@ def _read(path: Path) -> Any:
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         load_file = importlib.import_module("safetensors.torch").load_file
-        error_type: type[Exception] = importlib.import_module("safetensors").SafetensorError
     except ImportError as error:
         raise MissingExtraError(
             f"{path} needs the Python package safetensors, which could not be imported ({error}). Install the extra: "
@@ -97,7 +108,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
     try:
         state: dict[str, Tensor] = load_file(path)
-    except (error_type, OSError) as error:
+    except Exception as error:
         raise ModelError(f"{path} is no whole file of safetensors: {_first(str(error))}") from error
     return state
 
@@ -115,8 +126,18 @@ def _cause(reason: str) -> str:
 def _state(loaded: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors by name within what a file holds, and how they were found."""
     notes: list[str] = []
+    seen: list[Any] = []
     while isinstance(loaded, Mapping) and not all(isinstance(value, Tensor) for value in loaded.values()):
-        inner = next((name for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
+        seen.append(loaded)
+        inner = next(
+            (
+                name
+                for name in WRAPPERS
+                # A file may hold itself.
+                if isinstance(loaded.get(name), Mapping) and not any(loaded[name] is each for each in seen)
+            ),
+            None,
+        )
         if inner is None:
             kinds = ", ".join(f"{key!r}: {type(value).__name__}" for key, value in [*loaded.items()][:_LISTED])
             raise ModelError(
@@ -146,18 +167,77 @@ def _without_prefix(state: dict[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
     """Refuse tensors of another shape than the network's."""
-    wrong = {name: value for name, value in state.items() if name in expected and value.shape != expected[name].shape}
+    # What is nested has no shape, and lazy layers take any.
+    wrong = {
+        name: value
+        for name, value in state.items()
+        if name in expected
+        and not value.is_nested
+        and not is_lazy(expected[name])
+        and value.shape != expected[name].shape
+    }
     if not wrong:
         return
     texts = [
         f"{name} is {tuple(value.shape)} where the model has {tuple(expected[name].shape)}"
         for name, value in wrong.items()
     ]
-    rows = {len(value) if value.shape[1:] == expected[name].shape[1:] else 0 for name, value in wrong.items()}
+    rows = {
+        value.shape[0] if value.dim() and value.shape[1:] == expected[name].shape[1:] else 0
+        for name, value in wrong.items()
+    }
     other = len(rows) == 1 and 0 not in rows
     hint = f" Has it another number of classes? Then give --classes {rows.pop()}." if other else ""
     more = f", and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
     raise ModelError(f"{path} does not fit the model: {'; '.join(texts[:_LISTED])}{more}.{hint}")
+
+
+def _check_values(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> list[str]:
+    """Refuse tensors whose numbers the network cannot hold, and return what is rounded, in words."""
+    wrong, rounded = [], []
+    for name, value in state.items():
+        if name not in expected:
+            continue
+        mine = expected[name]
+        form, wanted = _form(value), _form(mine)
+        # It counts batches for training, and averages of checkpoints make fractions of it.
+        if form != wanted and not (name.endswith(_COUNTER) and {form, wanted} <= {"real numbers", "integers"}):
+            wrong.append(f"{name} holds {form} where the model has {wanted}")
+        elif value.is_floating_point() and _rounds(value.dtype, mine.dtype):
+            if bool((value.to(mine.dtype).double().isinf() & ~value.double().isinf()).any()):
+                wrong.append(f"{name} holds numbers beyond the range of the model's {mine.dtype}")
+            rounded.append(f"{str(value.dtype).removeprefix('torch.')} to {str(mine.dtype).removeprefix('torch.')}")
+    if wrong:
+        more = f", and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+        raise ModelError(
+            f"{path} does not fit the model: {'; '.join(wrong[:_LISTED])}{more}. Save the state of a network with "
+            "dense weights of real numbers: model.float().state_dict(), before it is quantised or made sparse."
+        )
+    return [f"rounded {rounded.count(each)} tensors from {each}" for each in dict.fromkeys(rounded)]
+
+
+def _form(value: Tensor) -> str:
+    """Return what kind of numbers a tensor holds, and how, as messages name it."""
+    if value.is_meta:
+        return "no values (meta tensor)"
+    if value.is_nested:
+        return "rows of different lengths (nested tensor)"
+    if value.is_quantized:
+        return f"quantised numbers ({value.dtype})"
+    if value.layout is not torch.strided:
+        return f"sparse numbers ({value.layout})"
+    if value.is_complex():
+        return "complex numbers"
+    if value.is_floating_point():
+        return "real numbers"
+    return "truth values" if value.dtype is torch.bool else "integers"
+
+
+def _rounds(given: torch.dtype, mine: torch.dtype) -> bool:
+    """Whether numbers lose digits or range."""
+    if not mine.is_floating_point:
+        return False
+    return torch.finfo(given).eps < torch.finfo(mine).eps or torch.finfo(given).max > torch.finfo(mine).max
 
 
 def _listed(what: str, names: list[str]) -> str:
