@@ -370,9 +370,9 @@ def test_functions_that_are_compiled_by_themselves_become_part_of_the_graph():
         def forward(self, x):
             return inner(self.fc(x))
 
-    model, x = Model(), torch.randn(2, 4)
+    model, x = Model().double(), torch.randn(2, 4, dtype=torch.float64)
     model(x)
-    equal(lrphooks.compiled(model, backend="eager")(x, 0), lrphooks.lrp(model, x, 0), tol=1e-6)
+    equal(lrphooks.compiled(model, backend="eager")(x, 0), lrphooks.lrp(model, x, 0))
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -581,9 +581,9 @@ def test_modified_weights_are_kept_until_the_model_changes(name, change):
 
 @pytest.mark.usefixtures("uncompiled")
 def test_a_call_modifies_no_large_weight():
-    model, x = Wide().eval(), torch.randn(2, 3, 8, 8)
+    model, x = Wide().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     explainer = lrphooks.compiled(model, every_layer(Gamma()))
-    equal(explainer(x, 0), lrphooks.lrp(model, x, 0, every_layer(Gamma())), tol=1e-5)
+    equal(explainer(x, 0), lrphooks.lrp(model, x, 0, every_layer(Gamma())))
     large = {model.down.weight.shape, model.fc.weight.shape, model.head.weight.shape}
     nodes = [n for n in explainer.graphs[0].module.graph.nodes if n.op == "call_function" and "val" in n.meta]
     modified = [n for n in nodes if getattr(n.meta["val"], "shape", None) in large]

@@ -323,10 +323,10 @@ def test_what_cannot_be_recorded():
     written = nn.Sequential(nn.Linear(4, 4), nn.Flatten(), nn.ReLU(inplace=True), nn.Linear(8, 2))
     with pytest.raises(LRPError, match=r"Module '1' \(Flatten\) returned a view .* overwritten in place"):
         explain(written, torch.randn(2, 2, 4), 0, every_layer(Epsilon()), record="1")
+    written, x = written.double(), torch.ones(2, 2, 4, dtype=torch.float64)
     equal(
-        explain(written, torch.ones(2, 2, 4), 0, every_layer(Epsilon(0)), record="2").recorded["2"],
-        written[3].weight.detach()[0] * written[:3](torch.ones(2, 2, 4)).detach(),
-        tol=1e-6,
+        explain(written, x, 0, every_layer(Epsilon(0)), record="2").recorded["2"],
+        written[3].weight.detach()[0] * written[:3](x).detach(),
     )
 
 

@@ -1,5 +1,7 @@
-"""Whole networks in float32 against zennit 0.5.1: every preset, largest difference over largest relevance < 1e-4.
+"""Whole networks against zennit 0.5.1: every preset, largest difference over largest relevance < 1e-4.
 
+In float64: in float32 zennit's own rounding, which depends on the processor's kernels, comes to several times as much.
+What is left is what the stabilisers do that zennit has in sums and pools too.
 zennit carries relevance, so it is seeded with the output times the one-hot vector; here the seed is the one-hot
 vector itself. Where zennit is known to be wrong or limited, the comparison is with a variant of the model in which it
 is right, which each place says.
@@ -145,7 +147,7 @@ def tiny_resnet(block=Block):
     )
 
 
-def build(name, dtype=torch.float32):
+def build(name):
     """A network with random weights, the variant of it that zennit handles, and the size of its input."""
     torch.manual_seed(0)
     if name == "tiny vgg":
@@ -162,10 +164,10 @@ def build(name, dtype=torch.float32):
         model, size = getattr(models, name)(init_weights=False), 64
         # the original classifier is 120 million parameters of the same kind
         model.classifier = nn.Sequential(nn.Linear(25088, 64), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(64, 20))
-    perturb(model).to(dtype)
+    perturb(model).double()
     twin = copy.deepcopy(model)
     if name == "tiny resnet":
-        twin = tiny_resnet(ZennitBlock).to(dtype)
+        twin = tiny_resnet(ZennitBlock).double()
         twin.load_state_dict(model.state_dict())
     return model, without_eps(twin.eval()), size
 
@@ -190,7 +192,7 @@ def network():
 def compare(model, twin, x, composite, reference, close, *, gradient=False, pick=torch.argmax, tol=TOLERANCE):
     """Compare a composite with zennit's, for the largest output of each row or another one."""
     output = model(x).detach()
-    torch.testing.assert_close(twin(x), output, rtol=1e-3, atol=1e-4 * output.abs().max().item())
+    torch.testing.assert_close(twin(x), output, rtol=0, atol=1e-9 * output.abs().max().item())
     seed = F.one_hot(pick(output, dim=1), output.shape[1]).to(x)
     expected = zennit.relevance(reference, twin, x, seed, gradient=gradient)
     close(run.relevance(composite, model, x, seed), expected, tol)
@@ -205,7 +207,7 @@ def preset(name, options, *, exact=False):
 
 def images(size, count=2, seed=1):
     """Pixels of both signs."""
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).double()
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -220,13 +222,13 @@ def test_every_preset(net, name, network, close):
 @pytest.mark.parametrize("pick", [torch.argmax, torch.argmin], ids=["largest", "negative"])
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("net", ["tiny vgg", "tiny vgg with norms", "tiny resnet"])
-def test_every_preset_in_double_precision(net, name, pick, close):
+def test_every_preset_without_stabilizers_of_its_own(net, name, pick, close):
     """Without zennit's stabilisers of sums and pools, rounding is all that is left: for the largest output and a
     negative one, for images of both signs and without negative pixels.
     """
-    model, twin, size = build(net, torch.float64)
+    model, twin, size = build(net)
     composites = preset(name, PRESETS[name], exact=True)
-    for x in (images(size).double(), images(size, seed=2).double().abs()):
+    for x in (images(size), images(size, seed=2).abs()):
         assert pick is torch.argmax or (model(x).amin(1) < 0).all()
         compare(model, twin, x, *composites, close, gradient=name in GRADIENT_METHODS, pick=pick, tol=1e-8)
 
@@ -247,7 +249,7 @@ def test_every_preset_in_double_precision(net, name, pick, close):
 def test_options_of_the_presets(name, options, norm, close):
     """Large stabilisers. Without sums and average pooling, which zennit stabilises as well and a gradient does not."""
     torch.manual_seed(1)
-    model = perturb(TinyVGG(norm=norm, average=False))
+    model = perturb(TinyVGG(norm=norm, average=False)).double()
     x = images(16)
     compare(model, without_eps(copy.deepcopy(model)), x, *preset(name, options), close)
 
@@ -255,7 +257,7 @@ def test_options_of_the_presets(name, options, norm, close):
 def test_bounds_for_each_channel(network, close):
     """The z^B rule's bounds as tensors."""
     model, twin, size = network("tiny resnet")
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
     bounds = {"low": (-mean / std).view(1, 3, 1, 1), "high": ((1 - mean) / std).view(1, 3, 1, 1)}
     x = (torch.rand(2, 3, size, size) - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     compare(model, twin, x, *preset("EpsilonGammaBox", bounds), close)
@@ -279,11 +281,10 @@ def test_a_stack_of_rules_for_first_layers(case, norm, close):
     no average pooling, where zennit shares by contribution and so loses what arrives at a window of zeros.
     """
     torch.manual_seed(2)
-    single = perturb(TinyVGG(norm=norm, average=False))
-    pixels = images(16) * (torch.rand(2, 3, 16, 16) < 0.7)
-    for model, x, tol in ((single, pixels, TOLERANCE), (copy.deepcopy(single).double(), pixels.double(), 1e-9)):
-        reference = zennit.everywhere(zennit.rule(case))
-        compare(model, without_eps(copy.deepcopy(model)), x, run.everywhere(case), reference, close, tol=tol)
+    model = perturb(TinyVGG(norm=norm, average=False)).double()
+    x = images(16) * (torch.rand(2, 3, 16, 16) < 0.7)
+    reference = zennit.everywhere(zennit.rule(case))
+    compare(model, without_eps(copy.deepcopy(model)), x, run.everywhere(case), reference, close, tol=1e-9)
 
 
 class Upsampler(nn.Sequential):
@@ -301,8 +302,8 @@ class Upsampler(nn.Sequential):
 def test_transposed_convolutions(name, close):
     """Transposed convolutions are convolutions to every preset, and take up the norm behind them."""
     torch.manual_seed(3)
-    model = perturb(Upsampler())
-    x = torch.randn(2, 3, 8, 8)
+    model = perturb(Upsampler()).double()
+    x = torch.randn(2, 3, 8, 8).double()
     composites = preset(name, PRESETS[name])
     compare(model, without_eps(copy.deepcopy(model)), x, *composites, close, gradient=name in GRADIENT_METHODS)
 

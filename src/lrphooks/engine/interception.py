@@ -63,6 +63,8 @@ class Interception(TorchFunctionMode):
         TorchFunctionMode.__exit__(self, *exception)
         del self.run.frames[self._depths.pop() :]
         THREAD.runs.pop()
+        if all(run is not self.run for _, run in THREAD.runs):
+            self.run.rest()
         self.session.hooks.__exit__()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -62,7 +62,7 @@ class LayerCall:
 
     tensors: input, weight, bias, and for a merged BatchNorm its mean, variance, gain and offset.
     hooks: the hooks on saved tensors that were in force.
-    record: what an observer of the run remembers of the layer.
+    record: what an observer of the run knows the layer by.
     filtered: the filter that relevance passes before the rule.
     version: that of the input as the layer saw it.
     """
@@ -131,8 +131,7 @@ class LayerCall:
         link_in = None
         if self.input_link is not None and isinstance(self.rule, InputRule):
             link_in = self.input_link()
-            if link_in is not None and self.record is not None:
-                assert self.run.observer is not None
+            if link_in is not None and self.record is not None and self.run.observer is not None:
                 link_in = self.run.observer.probe(self.run, link_in, as_relevance=True)
         # The data stays as it is, so whoever saved the output before may go on using it.
         with self._outside_of_later_hooks(), preserve_version(output):
@@ -170,8 +169,7 @@ class LayerCall:
     def _tell(
         self, output: Tensor | None, link: Tensor | None, *, relu_follows: bool = False, linked: bool = False
     ) -> None:
-        if self.record is not None:
-            assert self.run.observer is not None
+        if self.record is not None and self.run.observer is not None:
             self.run.observer.layer(self, output, link, relu_follows=relu_follows, linked=linked)
 
     def _outside_of_later_hooks(self) -> AbstractContextManager[Any]:

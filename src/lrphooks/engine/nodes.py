@@ -187,7 +187,8 @@ class ScaleNode(Node):
     @staticmethod
     def forward(ctx: Any, run: Run, share: float, x: Tensor, in_place: bool = False) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.share = run, share
+        # Not the run, which holds such tensors while the model runs.
+        ctx.passes, ctx.share = run.passes, share
         if not in_place:
             return alias(x)
         ctx.mark_dirty(x)
@@ -197,7 +198,7 @@ class ScaleNode(Node):
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return absent(ctx)
-        if not ctx.run.passes.relevance:
+        if not ctx.passes.relevance:
             return None, None, gradient, None
         return None, None, gradient * ctx.share if ctx.share else None, None
 

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 class Observer(ABC):
-    """Watches a run without changing any value or any relevance."""
+    """Watches a run without changing any value or any relevance.
+
+    It may hold tensors of the graph. The run, and so the graph, refers to it weakly: it lives as long as the caller
+    that made it holds it.
+    """
 
     @abstractmethod
     def probe(self, run: Run, tensor: Tensor, *, as_relevance: bool = False) -> Tensor:
@@ -28,7 +32,7 @@ class Observer(ABC):
 
     @abstractmethod
     def begin(self, run: Run, name: str, rule: Rule) -> object:
-        """Return a record of a layer that is about to run; it stays with the layer."""
+        """Return a record of a layer that is about to run; it stays with the layer, whose nodes keep it."""
 
     @abstractmethod
     def operation(self, run: Run, call: Call, rule: Rule, handler: Callable[[Run, Call, Rule], Any]) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
@@ -58,19 +59,23 @@ class Frame:
 
 
 class Run:
-    """The state of one forward pass and of the backward passes over its graph; it lives as long as that graph."""
+    """The state of one forward pass and of the backward passes over its graph; it lives as long as that graph.
+
+    The graph's nodes hold it, unseen by the garbage collector. So once the forward pass has ended, it must hold nothing
+    that holds a tensor of the graph: both would live for ever.
+    """
 
     def __init__(
         self,
         session: Session,
         plan: Plan,
         cache: WeightCache,
-        observer: Observer | None = None,
+        observer: ReferenceType[Observer] | None = None,
         *,
         parameters: bool = False,
     ) -> None:
         self.session = session
-        self.observer = observer
+        self._observer = observer
         self.plan = plan
         self.cache = cache
         self.passes = Passes()
@@ -87,6 +92,15 @@ class Run:
         self._shields: dict[int, tuple[Tensor, Tensor]] = {}
         #: The checkpoint around the whole model, if there is one.
         self.inside_checkpoint = checkpoint_around()
+
+    @property
+    def observer(self) -> Observer | None:
+        """Who looks on, as long as its maker holds it."""
+        return None if self._observer is None else self._observer()
+
+    def rest(self) -> None:
+        """Let go of what the forward pass alone needs."""
+        self._shields.clear()
 
     # --- the boundary ---
 

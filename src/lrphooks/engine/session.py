@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,8 @@ class Session(AbstractContextManager["Composite"]):
         parameters: bool = False,
     ) -> None:
         self._composite = composite
-        self._observer = observer
+        # Not held: the graph holds the session, and must not hold what knows tensors of the graph.
+        self._observer = None if observer is None else weakref.ref(observer)
         self._once = once
         self._parameters = parameters
         self._model = model

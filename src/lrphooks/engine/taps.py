@@ -90,15 +90,16 @@ class TappedCall:
         return containers.map_tensors(self.output, lambda _: next(values), "output")
 
 
-@dataclass(eq=False)
 class Record:
-    """What is remembered of a linear layer while it waits for its rule: who wants to know of its consumers."""
+    """Stands for a linear layer that waits for its rule. The nodes of the layer keep it, so it holds nothing."""
 
-    taps: list[tuple[Tapped, bool]] = field(default_factory=list)
+    __slots__ = ()
 
 
 class Taps(Observer):
     """Watches the outputs of some modules of one run.
+
+    It holds places of the graph, so nothing that the graph holds may refer to it, or to what it holds.
 
     calls: the calls of each watched module, by its name, in the order in which the modules ended first.
     """
@@ -106,6 +107,10 @@ class Taps(Observer):
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._modules = modules
         self._views: list[tuple[str, Tensor, int]] = []
+        #: Who wants to know of the consumers of a layer.
+        self._layers: dict[object, list[tuple[Tapped, bool]]] = {}
+        #: Whose links are watched, by number.
+        self._linked: list[Tapped] = []
         self.calls: dict[str, list[TappedCall]] = {}
 
     def check(self) -> None:
@@ -171,9 +176,7 @@ class Taps(Observer):
         self, layer: LayerCall, output: Tensor | None, link: Tensor | None, *, relu_follows: bool, linked: bool
     ) -> None:
         """Note the node that a layer's rule is set in for consumers of a tapped output."""
-        record = layer.record
-        assert isinstance(record, Record)
-        for tapped, merged in record.taps:
+        for tapped, merged in self._layers.get(layer.record, ()):
             if merged and layer.batch_norm is None:
                 # What consumes the layer beside its BatchNorm does not consume the output of that.
                 continue
@@ -214,8 +217,7 @@ class Taps(Observer):
 
     # --- helpers ---
 
-    @staticmethod
-    def _tap(run: Run, tensor: Tensor) -> Tapped:
+    def _tap(self, run: Run, tensor: Tensor) -> Tapped:
         """Return a tap on what consumes a tensor from now on."""
         tapped = Tapped(tensor.detach().new_zeros(()).expand(tensor.shape))
         if not run.carries(tensor):
@@ -226,20 +228,26 @@ class Taps(Observer):
         note = notes.read(tensor, run)
         if note is not None and note.layer is not None:
             tapped.channel_dim = note.layer.map.output_channel_dim
-            assert isinstance(note.layer.record, Record)
-            note.layer.record.taps.append((tapped, note.layer.batch_norm is not None))
+            merged = note.layer.batch_norm is not None
+            self._layers.setdefault(note.layer.record, []).append((tapped, merged))
         if note is not None and note.link is not None:
-            notes.write(tensor, run, link=partial(_watched, run, note.link, tapped))
+            notes.write(tensor, run, link=partial(_watched, run, note.link, len(self._linked)))
+            self._linked.append(tapped)
         return tapped
 
+    def linked(self, run: Run, number: int, link: Tensor) -> None:
+        """Note the link of a tapped tensor."""
+        self._linked[number].arrivals.append(Arrival.at(run, link, None))
 
-def _watched(run: Run, link: Callable[[], Tensor | None], tapped: Tapped) -> Tensor | None:
+
+def _watched(run: Run, link: Callable[[], Tensor | None], number: int) -> Tensor | None:
     """Return the link of a tapped tensor, with a place of its own, since others may hold it too."""
     made = link()
     if made is None:
         return None
     own: Tensor = ScaleNode.apply(run, 1.0, made)
-    tapped.arrivals.append(Arrival.at(run, own, None))
+    if isinstance(run.observer, Taps):
+        run.observer.linked(run, number, own)
     return own
 
 
