@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from lrphooks.engine.call import Call, replace_tensors, tensors_in
 from lrphooks.engine.handlers.normalizing import POSITIONS
 from lrphooks.engine.handlers.products import denominator_of
+from lrphooks.engine.notes import Attached
 from lrphooks.engine.serving import ELEMENTWISE_SELECT
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
@@ -33,13 +35,22 @@ _COPY = "_lrphooks_copy"
 Sinks = dict[str, float]
 
 
+@dataclass(slots=True)
+class _Copy(Attached):
+    """The values of one tensor at one version."""
+
+    of: ReferenceType[Tensor]
+    version: int
+    values: Tensor
+
+
 def copy_of(tensor: Tensor) -> Tensor:
     """Return a copy of a tensor's values, one for all who ask until the data changes."""
-    held: tuple[int, Tensor] | None = tensor.__dict__.get(_COPY)
-    if held is None or held[0] != tensor._version:
-        held = (tensor._version, tensor.detach().clone())
+    held = tensor.__dict__.get(_COPY)
+    if not isinstance(held, _Copy) or held.version != tensor._version or held.of() is not tensor:
+        held = _Copy(ref(tensor), tensor._version, tensor.detach().clone())
         setattr(tensor, _COPY, held)
-    return held[1]
+    return held.values
 
 
 def dot(values: Tensor, gradient: Tensor | None) -> float:
