@@ -54,13 +54,18 @@ def copy_of(tensor: Tensor) -> Tensor:
 
 
 def dot(values: Tensor, gradient: Tensor | None) -> float:
-    """Return the sum of a * G in double precision; where G is 0 nothing arrives, whatever the value."""
+    """Return the sum of a * G in double precision; where G is 0 nothing arrives, whatever the value.
+
+    Nor does it where a softmax of logits that are all masked has no derivative: there G is no number, and a not finite.
+    If such a G went on from there, it would meet values that are.
+    """
     if gradient is None:
         return 0.0
     wide = torch.complex128 if values.is_complex() or gradient.is_complex() else torch.float64
     values, gradient = values.detach().to(wide), gradient.detach().to(wide)
     product = (values.conj() * gradient).real if wide.is_complex else values * gradient
-    return float(torch.where(gradient == 0, torch.zeros_like(product), product).sum())
+    nothing = (gradient == 0) | (gradient.isnan() & ~values.isfinite())
+    return float(torch.where(nothing, torch.zeros_like(product), product).sum())
 
 
 def layer_sinks(
