@@ -13,6 +13,7 @@ from torch.utils._device import DeviceContext
 
 from lrphooks.engine.call import tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
+from lrphooks.engine.tensor_hooks import never_empty
 from lrphooks.operations import lookup
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Interception(DeviceContext):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operation = lookup(func)
         if operation.kind == "passive":
+            if operation.name == "register_hook":
+                return never_empty(func, args, kwargs or {})
             return func(*args, **(kwargs or {}))
         if not torch.is_grad_enabled():
             refuse_reentrant_checkpoint()
