@@ -113,8 +113,8 @@ def lrp(
     model
         Any PyTorch module; it is left as it was.
     x
-        The input, or a tuple of the positional inputs: tensors, or dicts, lists and dataclasses of them. The first
-        dimension counts rows.
+        The input, or a tuple of the positional inputs: tensors, packed sequences, or dicts, lists and dataclasses of
+        them. The first dimension counts rows.
     target
         What is explained: an index into the last dimension of a (rows, classes) output, one index a row, labels where
         the model knows their names, None for the largest output of each row, a target of :mod:`lrphooks.targets`, or

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from lrphooks import selection, targets
 from lrphooks.engine import containers
@@ -58,7 +59,12 @@ class Inputs:
     @property
     def rows(self) -> int | None:
         """How many rows the inputs have, if they have any."""
-        return next((t.shape[0] for t in self.leaves if t.dim()), None)
+        for part in containers.parts(self.given):
+            if isinstance(part, PackedSequence):
+                return int(part.batch_sizes[0])
+            if part.is_floating_point() and part.dim():
+                return part.shape[0]
+        return None
 
     def arranged(self, grads: Sequence[Tensor | None]) -> Any:
         """Return relevance, one tensor for each leaf, in the structure of the inputs."""

@@ -61,6 +61,7 @@ class Flow:
                 before = getattr(self, name)
                 setattr(self, name, found if before is None else before + found)
 
+        keep.watches = True  # type: ignore[attr-defined]
         # What was written through a view is used through its base as well.
         watched = tensor if written is None else written
         if watched.requires_grad:

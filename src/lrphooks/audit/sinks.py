@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from lrphooks.engine.call import Call, replace_tensors, tensors_in
 from lrphooks.engine.handlers.normalizing import POSITIONS
 from lrphooks.engine.handlers.products import denominator_of
+from lrphooks.engine.notes import Attached
 from lrphooks.engine.serving import ELEMENTWISE_SELECT
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
@@ -34,23 +36,38 @@ _COPY = "_lrphooks_copy"
 Sinks = dict[str, float]
 
 
+@dataclass(slots=True)
+class _Copy(Attached):
+    """The values of one tensor at one version."""
+
+    of: ReferenceType[Tensor]
+    version: int
+    values: Tensor
+
+
 def copy_of(tensor: Tensor) -> Tensor:
     """Return a copy of a tensor's values, one for all who ask until the data changes."""
-    held: tuple[int, Tensor] | None = tensor.__dict__.get(_COPY)
-    if held is None or held[0] != version_of(tensor):
-        held = (version_of(tensor), tensor.detach().clone())
+    held = tensor.__dict__.get(_COPY)
+    version = version_of(tensor)
+    if not isinstance(held, _Copy) or held.version != version or held.of() is not tensor:
+        held = _Copy(ref(tensor), version, tensor.detach().clone())
         setattr(tensor, _COPY, held)
-    return held[1]
+    return held.values
 
 
 def dot(values: Tensor, gradient: Tensor | None) -> float:
-    """Return the sum of a * G in double precision; where G is 0 nothing arrives, whatever the value."""
+    """Return the sum of a * G in double precision; where G is 0 nothing arrives, whatever the value.
+
+    Nor does it where a softmax of logits that are all masked has no derivative: there G is no number, and a not finite.
+    If such a G went on from there, it would meet values that are.
+    """
     if gradient is None:
         return 0.0
     wide = torch.complex128 if values.is_complex() or gradient.is_complex() else torch.float64
     values, gradient = values.detach().to(wide), gradient.detach().to(wide)
     product = (values.conj() * gradient).real if wide.is_complex else values * gradient
-    return float(torch.where(gradient == 0, torch.zeros_like(product), product).sum())
+    nothing = (gradient == 0) | (gradient.isnan() & ~values.isfinite())
+    return float(torch.where(nothing, torch.zeros_like(product), product).sum())
 
 
 def layer_sinks(

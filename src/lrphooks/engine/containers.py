@@ -1,4 +1,4 @@
-"""Tensors within whatever a model takes and returns: tuples, dicts, dataclasses, model outputs."""
+"""Tensors within whatever a model takes and returns: tuples, dicts, dataclasses, model outputs, packed sequences."""
 
 from __future__ import annotations
 
@@ -8,21 +8,28 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors within a value."""
-    if isinstance(value, Tensor):
+    """Yield the tensors within a value; of a packed sequence its data, since lengths and order are its structure."""
+    for part in parts(value):
+        yield part.data if isinstance(part, PackedSequence) else part
+
+
+def parts(value: Any) -> Iterator[Tensor | PackedSequence]:
+    """Yield the tensors and packed sequences within a value."""
+    if isinstance(value, Tensor | PackedSequence):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from tensors(item)
+            yield from parts(item)
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
-            yield from tensors(item)
+            yield from parts(item)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from tensors(getattr(value, field.name))
+            yield from parts(getattr(value, field.name))
 
 
 def map_tensors(
@@ -47,6 +54,8 @@ def map_tensors(
         except TypeError:
             raise _cannot_exchange(value, what) from None
         return mapping
+    if isinstance(value, PackedSequence):
+        return value._replace(data=function(value.data))
     if isinstance(value, list):
         return [map_tensors(v, function, what, keep) for v in value]
     if isinstance(value, tuple):

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from lrphooks.engine import notes
 from lrphooks.engine.call import tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
+from lrphooks.engine.tensor_hooks import never_empty
 from lrphooks.operations import lookup
 from lrphooks.torch_private import running_checkpoint, top_saved_tensors_hooks, transforms_active
 
@@ -70,6 +71,8 @@ class Interception(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operation = lookup(func)
         if operation.kind == "passive":
+            if operation.name == "register_hook":
+                return never_empty(func, args, kwargs or {})
             return func(*args, **(kwargs or {}))
         if not torch.is_grad_enabled():
             refuse_reentrant_checkpoint()

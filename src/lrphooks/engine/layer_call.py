@@ -117,22 +117,35 @@ class LayerCall:
             lean = isinstance(self.map, Dense) and self.batch_norm is None
             moved = Moved(Origin(shift, output, self.hooks, lean))
         # Where what is seen goes around the guard, that is in the way of what cannot be seen alone.
+        link_in = self._link_in()
         # A selective checkpoint takes a tensor that it keeps for changed where the node is set in place.
         with preserve_version(output) if dispatch_modes() else nullcontext():
-            out: Tensor = GuardNode.apply(self, "in place" if moved is None else "beside", output, *self.tensors)
+            how = "in place" if moved is None else "beside"
+            out: Tensor = GuardNode.apply(self, how, output, link_in, *self.tensors)
         if self.filtered is not None:
             out, _ = FilterNode.apply(self.run, self.filtered, True, out, None)
         notes.write(out, self.run, layer=self, ruled=False, moved=moved)
-        self._tell(out, None)
+        self._tell(out, None, linked=link_in is not None)
         return out
+
+    def _link_in(self) -> Tensor | None:
+        """Return the link of the input, for a rule that hands on relevance itself."""
+        if self.input_link is None or not isinstance(self.rule, InputRule):
+            return None
+        link_in = self.input_link()
+        if link_in is not None and self.record is not None and self.run.observer is not None:
+            link_in = self.run.observer.probe(self.run, link_in, as_relevance=True)
+        return link_in
+
+    def leave(self, output: Tensor) -> None:
+        """Leave the rule to the guard, for whoever asked for the gradient at the output itself."""
+        linked = self.run.linked and self.filtered is None
+        link = partial(self.link, output.shape, output.dtype) if linked else None
+        notes.write(output, self.run, ruled=True, moved=None, link=link)
 
     def settle(self, output: Tensor, *, relu_follows: bool = False, in_place: bool = True) -> Tensor:
         """Set the rule's node on the output and return the tensor to consume (the output itself if in place)."""
-        link_in = None
-        if self.input_link is not None and isinstance(self.rule, InputRule):
-            link_in = self.input_link()
-            if link_in is not None and self.record is not None and self.run.observer is not None:
-                link_in = self.run.observer.probe(self.run, link_in, as_relevance=True)
+        link_in = self._link_in()
         # The data stays as it is, so whoever saved the output before may go on using it.
         with self._outside_of_later_hooks(), preserve_version(output):
             ruled, link = RuleNode.apply(self, relu_follows, in_place, output, link_in, *self.tensors)
@@ -157,13 +170,14 @@ class LayerCall:
         return ruled
 
     def link(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Return a link to the output of a layer whose rule needs no node of its own."""
+        """Return a link to the output of a layer whose rule has no node in front of the guard."""
         a = self.tensors[0]
         assert a is not None
         output = a.detach().new_zeros((), dtype=dtype).expand(shape)
+        link_in = self._link_in()
         with self._outside_of_later_hooks():
-            out: Tensor = GuardNode.apply(self, "link", output, *self.tensors)
-        self._tell(None, out)
+            out: Tensor = GuardNode.apply(self, "link", output, link_in, *self.tensors)
+        self._tell(None, out, linked=link_in is not None)
         return out
 
     def _tell(

@@ -20,6 +20,7 @@ from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
 from lrphooks.engine.nodes import ParameterizedMapNode, ScaleNode, unaliased
 from lrphooks.engine.normalization_nodes import BatchNormNode, MergedNode
 from lrphooks.engine.passing import through
+from lrphooks.engine.tensor_hooks import asked, serve_through
 from lrphooks.layers.linear_map import Dense, General, LinearMap, bind_convolution
 from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.filter import TopRelevance
@@ -188,6 +189,10 @@ def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | None) -> Any
     source = call.dependent[0]
     note = notes.read(source, run)
     merged = layer.merged_with(BatchNormCall(eps), statistics)
+    if asked(source):
+        out = merged.guard(_evaluated(run, call, rule))
+        serve_through(run, source, out)
+        return out
     if note is None or not isinstance(note.moved, Moved) or layer.hooks != saving_hooks():
         return merged.guard(_evaluated(run, call, rule))
     # The rule of both together is set once, behind the BatchNorm.

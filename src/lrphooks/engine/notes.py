@@ -1,14 +1,17 @@
 """What the engine knows of a tensor between the operation that made it and those that consume it.
 
-A note hangs on the tensor object itself, so it lives and dies with it. It counts only within the run that wrote it
-and only until the data changes: an in-place write through any alias raises the version that the note remembers.
+A note hangs on the tensor object itself, so it lives and dies with it. It counts for that very tensor alone, since
+subclasses of Tensor may hand their attributes to whatever is computed from them; only within the run that wrote it; and
+only until the data changes: an in-place write through any alias raises the version that the note remembers.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import ReferenceType, ref
 
 from torch import Tensor
 
@@ -25,10 +28,21 @@ _ATTRIBUTE = "_lrphooks_note"
 Constant = Literal["", "parameter", "stopped"]
 
 
+class Attached:
+    """What hangs on one tensor and is of no other: not of those that get its attributes, nor of a copy or pickle."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type[OrderedDict[str, Any]], tuple[()]]:
+        # Nothing, of a type that torch.load takes from a file that nobody vouches for.
+        return OrderedDict, ()
+
+
 @dataclass(slots=True)
-class Note:
+class Note(Attached):
     """Facts about one tensor.
 
+    of, run, version: the tensor, the run, and the state of the data for which the facts hold.
     constant: it carries no relevance: made of parameters alone, or of values that a rule declared constant.
     nonnegative: no element is below zero, known from the operation that made it.
     offset: it is a constant other than 0 plus something, as in ``1 + tanh(u)``: as a factor, it gates.
@@ -43,6 +57,7 @@ class Note:
     maker: what an observer remembers of the operation that made it.
     """
 
+    of: ReferenceType[Tensor]
     run: object
     version: int
     constant: Constant = ""
@@ -60,8 +75,8 @@ class Note:
 
 def read(tensor: Tensor, run: object) -> Note | None:
     """Return the note of this run on the tensor, or None where there is none or it is out of date."""
-    note: Note | None = tensor.__dict__.get(_ATTRIBUTE)
-    if note is None or note.run is not run or note.version != version_of(tensor):
+    note = tensor.__dict__.get(_ATTRIBUTE)
+    if type(note) is not Note or note.run is not run or note.version != version_of(tensor) or note.of() is not tensor:
         return None
     return note
 
@@ -70,7 +85,7 @@ def write(tensor: Tensor, run: object, **facts: Any) -> None:
     """Note facts about the tensor, beside those that still hold."""
     note = read(tensor, run)
     if note is None:
-        setattr(tensor, _ATTRIBUTE, Note(run, version_of(tensor), **facts))
+        setattr(tensor, _ATTRIBUTE, Note(ref(tensor), run, version_of(tensor), **facts))
         return
     for name, fact in facts.items():
         setattr(note, name, fact)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 
@@ -34,7 +35,8 @@ class Plan:
         check_entries(composite)
         self._names: dict[int, str] = {}
         self._layers: dict[int, tuple[tuple[Rule, int | None], ...]] = {}
-        self._owners: dict[int, nn.Module] = {}
+        #: Which module a weight belongs to, by its identity, which another has once it is gone.
+        self._owners: dict[int, tuple[ReferenceType[Tensor], nn.Module]] = {}
         #: The rule of each module for the operations that it runs, with its entry and whether it is its own.
         self._rules: dict[int, tuple[Rule, int, bool]] = {}
         self._places = {id(m): [path[-1] for path in paths] for m, paths in matching.paths_of(model).items()}
@@ -63,7 +65,7 @@ class Plan:
                 self._layers[id(module)] = tuple((c.rule, c.entry if c.first else None) for c in row.candidates)
             weight = getattr(module, "weight", None)
             if isinstance(weight, Tensor) and is_linear_layer(module):
-                self._owners.setdefault(id(weight), module)
+                self._owners.setdefault(id(weight), (ref(weight), module))
             if isinstance(rule, Identity | Pass) and not served_by_operation(module):
                 self.passing[id(module)] = rule
                 rule = Gradient()
@@ -108,7 +110,8 @@ class Plan:
         """Return the module that a linear operation belongs to: the one running, or the owner of its weight."""
         if running is not None and id(running) in self._layers:
             return running
-        return self._owners.get(id(weight))
+        owner = self._owners.get(id(weight))
+        return None if owner is None or owner[0]() is not weight else owner[1]
 
     def layer_candidates(
         self, module: nn.Module | None, operation: Operation, frames: Sequence[Frame] = ()

@@ -31,11 +31,13 @@ class GuardNode(Node):
     """The rule of one executed layer right behind it, which computes all in the backward pass.
 
     The node saves nothing but the layer's tensors. Its output is the layer's own, written over, or one that holds the
-    same memory; or a link, whose gradient is relevance itself.
+    same memory; or a link, whose gradient is relevance itself. ``link_in`` is the link of the layer's input.
     """
 
     @staticmethod
-    def forward(ctx: Any, call: LayerCall, kind: Guard, z: Tensor, *tensors: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, call: LayerCall, kind: Guard, z: Tensor, link_in: Tensor | None, *tensors: Tensor | None
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.call, ctx.kind = call.bare(), kind
         ctx.save_for_backward(*tensors)
@@ -54,9 +56,9 @@ class GuardNode(Node):
         if arrived is None:
             return absent(ctx)
         gradient, relevance = (None, arrived) if ctx.kind == "link" else (arrived, None)
-        need = ctx.needs_input_grad[4:]
-        _, found = _back(call, gradient, relevance, ctx.saved_tensors, need, relu_follows=False, linked=False)
-        return None, None, None, *found
+        need, linked = ctx.needs_input_grad[5:], ctx.needs_input_grad[3]
+        link, found = _back(call, gradient, relevance, ctx.saved_tensors, need, relu_follows=False, linked=linked)
+        return None, None, None, link, *found
 
 
 class RuleNode(Node):

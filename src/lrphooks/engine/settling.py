@@ -13,6 +13,7 @@ from lrphooks.engine.consumers import Way, multiplies_batches, takes_share, way
 from lrphooks.engine.epsilon_node import Moved
 from lrphooks.engine.layer_call import LayerCall, saving_hooks
 from lrphooks.engine.sum_node import Summed, summands
+from lrphooks.engine.tensor_hooks import asked
 from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
 from lrphooks.torch_private import hooks_of
 
@@ -30,7 +31,7 @@ def settled(run: Run, tensor: Tensor) -> Tensor:
     if isinstance(moved, Summed):
         _settle_sum(run, tensor, moved, "")
         return tensor
-    if moved is not None and moved.hooks == saving_hooks() and _by_itself(note, moved):
+    if moved is not None and moved.hooks == saving_hooks() and _by_itself(note, moved) and not asked(tensor):
         return moved.settle(run, tensor, shared=False)
     return _ruled(run, tensor)
 
@@ -52,6 +53,9 @@ def _ruled(run: Run, tensor: Tensor) -> Tensor:
     note = notes.read(tensor, run)
     if note is None or note.layer is None or note.ruled or not note.layer.intact:
         # What the layer keeps for what cannot be seen tells autograd if its input was overwritten.
+        return tensor
+    if asked(tensor):
+        note.layer.leave(tensor)
         return tensor
     if note.layer.hooks != saving_hooks() or note.kept:
         # A checkpoint began behind the layer and keeps its output, which must stay as it is from now on.
@@ -76,7 +80,9 @@ def settle(run: Run, call: Call, waiting: list[Tensor]) -> Call:
         layer = note.layer
         if layer is None or note.ruled or not layer.intact:
             continue
-        if followed and layer.input_nonnegative and not call.writes_in_place and layer.filtered is None:
+        if asked(tensor):
+            layer.leave(tensor)
+        elif followed and layer.input_nonnegative and not call.writes_in_place and layer.filtered is None:
             # Other consumers may see negative values, so this one gets a node of its own.
             change[id(tensor)] = layer.settle(tensor, relu_follows=True, in_place=False)
         elif followed and call.writes_in_place:
@@ -142,8 +148,7 @@ def layer_before_relu(run: Run, call: Call, waiting: list[Tensor]) -> LayerCall 
     if note.layer.share_shift(z.dtype) is None:
         return None
     # Whoever asks for the gradient at the output itself is to get it.
-    asked = z.retains_grad or hooks_of(z)
-    fits = isinstance(run.rule(call), Gradient) and note.layer.hooks == saving_hooks() and not asked
+    fits = isinstance(run.rule(call), Gradient) and note.layer.hooks == saving_hooks() and not asked(z)
     return note.layer if fits else None
 
 
