@@ -84,7 +84,7 @@ def cost(model, x, composite=None, target=0):
 def held(model, x):
     """The bytes that a forward pass leaves allocated."""
     leaf = x.clone().requires_grad_()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as found:
         out = model(leaf)
     assert out.requires_grad
     return sum(e.nbytes() for e in found.profiler.kineto_results.events() if e.name() == "[memory]")

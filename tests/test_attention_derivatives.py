@@ -42,6 +42,23 @@ def by_position(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **optio
     return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, **options)
 
 
+def without_batch(q, k, v, attn_mask=None, **options):
+    """Each example by itself, so that queries, keys and values have three dimensions."""
+    masks = [None] * len(q) if attn_mask is None else attn_mask.expand(len(q), *attn_mask.shape[-3:])
+    masks = [m if m is None or m.dim() < 3 else m[0] for m in masks]
+    return torch.stack([fused(*t, attn_mask=m, **options) for *t, m in zip(q, k, v, masks, strict=True)])
+
+
+def without_heads(q, k, v, attn_mask=None, **options):
+    """As one head of an example each, in two dimensions."""
+    mask = None if attn_mask is None else attn_mask.expand(*q.shape[:2], *attn_mask.shape[-2:])
+    k, v = (t.expand(-1, q.shape[1], -1, -1) for t in (k, v))
+    options.pop("enable_gqa", None)
+    places = [(i, j) for i in range(q.shape[0]) for j in range(q.shape[1])]
+    out = [fused(q[p], k[p], v[p], attn_mask=None if mask is None else mask[p], **options) for p in places]
+    return torch.stack(out).view(q.shape)
+
+
 def checkpointed(q, k, v, **options):
     return checkpoint(lambda *t: fused(*t, **options), q, k, v, use_reentrant=False)
 
@@ -97,7 +114,9 @@ def derivatives(composite, model, x):
 
 
 @pytest.mark.parametrize("preset", COMPOSITES)
-@pytest.mark.parametrize("attend", [fused, by_position, checkpointed], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "attend", [fused, by_position, without_batch, without_heads, checkpointed], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_second_derivatives_of_fused_attention(form, attend, preset):
     check(COMPOSITES[preset], Attending(attend, FORMS[form]), x_of(2, 4, 6))

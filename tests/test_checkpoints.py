@@ -3,7 +3,6 @@
 import functools
 import inspect
 import logging
-import operator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -22,6 +21,10 @@ X = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_se
 
 # What torch logs for debug=True does not fit its own format, which pytest's handlers take for an error.
 logging.getLogger("LoggingTensor").disabled = True
+
+
+def once(function, *args):
+    return function(*args)
 
 
 def again(function, *args, **settings):
@@ -220,7 +223,7 @@ def test_a_checkpoint_around_a_model_and_more():
             output = call(lambda t: model(t * 1).sin(), leaf)
         return backward(output, leaf)
 
-    equal(whole(Model(plainly), again), whole(Model(plainly), lambda f, x: f(x)))
+    equal(whole(Model(plainly), again), whole(Model(plainly), once))
 
 
 class Written(nn.Module):
@@ -244,7 +247,7 @@ def test_a_checkpoint_around_a_function_keeps_the_rules_of_its_module():
 
     for rule in (Gradient(), Pass()):
         composite = Composite([("2", rule), (F.silu, Identity()), (AnyLinear, Gamma(0.5))])
-        expected = relevance(composite, model(lambda f, x: f(x)), X)
+        expected = relevance(composite, model(once), X)
         built, leaf = model(again), X.clone().requires_grad_()
         with composite.context(built):
             output = built(leaf)
@@ -257,7 +260,7 @@ def test_a_part_with_a_context_of_its_own(inside):
 
     def found(call):
         torch.manual_seed(0)
-        part = nn.Sequential(nn.Linear(6, 6), Written(call if inside else operator.call), nn.Linear(6, 6)).double()
+        part = nn.Sequential(nn.Linear(6, 6), Written(call if inside else once), nn.Linear(6, 6)).double()
 
         class Whole(nn.Module):
             def __init__(self):
@@ -272,7 +275,7 @@ def test_a_part_with_a_context_of_its_own(inside):
             output = model(leaf)
             return backward(output, leaf)
 
-    equal(found(again), found(lambda f, x: f(x)))
+    equal(found(again), found(once))
 
 
 def test_the_default_device_is_that_of_the_first_time():
@@ -311,4 +314,4 @@ def test_a_model_may_call_itself_in_a_checkpoint():
             return self.call(self, y, depth - 1) if depth else y
 
     for composite in (COMPOSITES["gamma"], COMPOSITES["epsilon"]):
-        equal(lrp(Recursive(again), X, 1, composite), lrp(Recursive(lambda f, *a: f(*a)), X, 1, composite))
+        equal(lrp(Recursive(again), X, 1, composite), lrp(Recursive(once), X, 1, composite))

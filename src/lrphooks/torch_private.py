@@ -249,8 +249,11 @@ attention_kernel: Callable[..., int] = _optional("_fused_sdp_choice", lambda *_,
 
 
 def is_fused_attention(node: Any) -> bool:
-    """Whether an autograd node is that of a fused kernel for attention; its result may lack elements filled up."""
-    if node is not None and node.name() == "SliceBackward0":
+    """Whether attention that an autograd node is of was computed by a fused kernel.
+
+    torch may have added a dimension for it, or filled heads up, which is taken back behind the kernel.
+    """
+    while node is not None and len(node.next_functions) == 1:
         node = node.next_functions[0][0]
     return node is not None and node.name().startswith("ScaledDotProduct")
 

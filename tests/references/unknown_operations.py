@@ -52,6 +52,7 @@ WITHOUT_DERIVATIVE = """
     sparse_dim sparse_mask sparse_resize sparse_resize_and_clear spherical_bessel_j0 sspaddmm
     storage_type sym_float sym_ite sym_max sym_min sym_not sym_sqrt tensorsolve to_mkldnn unique
     unique_consecutive unravel_index values values_copy view_as_complex_copy view_as_real_copy xpu zeros_like
+    _update_names align_as align_to has_names rand_like randint_like randn_like refine_names rename
 """
 
 #: Computes inside an autograd function of its own, which no mode sees: a known limit.
