@@ -1,8 +1,14 @@
 """Shared set-up: one thread, fixed seeds, and the comparison that the numerical tests use."""
 
+import gc
+import os
+import random
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 
 torch.set_num_threads(1)  # small tensors: several threads only wait for each other
 
@@ -12,6 +18,41 @@ def seeded():
     """Every test starts from the same random state, whatever ran before it."""
     torch.manual_seed(0)
     np.random.seed(0)
+    random.seed(0)
+
+
+def process_state():
+    """What tests share, and would find changed by another that came before."""
+    return {
+        "threads": torch.get_num_threads(),
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "anomaly detection": torch.is_anomaly_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "function modes": torch._C._len_torch_function_stack(),
+        "dispatch modes": torch._C._len_torch_dispatch_stack(),
+        "global hooks of modules": len(torch.nn.modules.module._global_forward_hooks),
+        "the stance of torch.compile": torch._dynamo.eval_frame._stance.stance,
+        "folder": Path.cwd(),
+        "variables": dict(os.environ),
+        "garbage collector": gc.isenabled(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def unchanged():
+    """A test that leaves the state of the process changed fails itself, not the one that happens to come next."""
+    before = process_state()
+    yield
+    after = process_state()
+    # Packages that are imported late set some of their own, and pytest one that names the running test.
+    after["variables"] = {k: v for k, v in after["variables"].items() if k in before["variables"]}
+    for variables in (before["variables"], after["variables"]):
+        variables.pop("PYTEST_CURRENT_TEST", None)
+    assert after == before, {name: after[name] for name in after if after[name] != before[name]}
 
 
 @pytest.fixture

@@ -320,12 +320,12 @@ def test_compiled_while_contexts_of_its_own_thread_are_open():
     def elsewhere():
         with composites.EpsilonPlus().context(other):
             opened.set()
-            done.wait(60)
+            done.wait()
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
     try:
-        assert opened.wait(60)
+        assert opened.wait(600)
         with composites.EpsilonPlus().context(other):
             equal(explainer(x, 0), expected)
             assert not handed

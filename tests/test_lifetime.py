@@ -56,7 +56,7 @@ class Watch:
 
 
 def left_behind(call, make):
-    """What is alive of a model's call whose result was dropped: the graph without a run of the garbage collector."""
+    """What is alive of a call whose result was dropped, and of its model, without a run of the garbage collector."""
     model, x = make()
     watch = Watch(model)
     given = weakref.ref(x)
@@ -72,7 +72,6 @@ def left_behind(call, make):
             alive.append("the input")
         reference = weakref.ref(model)
         del model
-        gc.collect()
         if reference() is not None:
             alive.append("the model")
     finally:

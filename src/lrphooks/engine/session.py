@@ -149,7 +149,8 @@ class Hooks(AbstractContextManager[None]):
     """
 
     def __init__(self, session: Session, model: nn.Module) -> None:
-        self._session, self._model = session, model
+        # Not held: the session holds this, and the model would wait for the garbage collector.
+        self._session, self._model = weakref.ref(session), model
         self._lock = threading.Lock()
         self._users = 0
         self._stack = ExitStack()
@@ -162,7 +163,8 @@ class Hooks(AbstractContextManager[None]):
             with ExitStack() as stack:
                 stack.enter_context(EAGER)
                 for module in self._model.modules():
-                    root, session = module is self._model, self._session
+                    root, session = module is self._model, self._session()
+                    assert session is not None
                     enter = session.enter_model if root else session.enter_module
                     leave = session.leave_model if root else session.leave_module
                     # First, so that the user's own hooks count as part of the model.
