@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from lrphooks import selection, targets
 from lrphooks.engine import containers
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.leaving import interruptible
 from lrphooks.engine.session import Session
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Inputs:
         return positional if self.kwargs is None else (positional, filled[1])
 
 
-@contextmanager
+@interruptible
 def explained(
     model: nn.Module,
     inputs: Inputs,
@@ -83,7 +83,7 @@ def explained(
     observer: Observer | None = None,
     *,
     parameters: bool = False,
-) -> Iterator[list[Tensor]]:
+) -> Generator[list[Tensor], None, None]:
     """Run the model under a composite; in the block are the explained values of each target, with their graph."""
     inputs.check()
     resolved = [targets.resolve(model, target) for target in wanted]

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+from lrphooks.engine import contexts
 from lrphooks.engine.call import tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
 from lrphooks.operations import lookup
@@ -19,18 +21,44 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from lrphooks.engine.run import Run
-    from lrphooks.engine.session import Session
+    from lrphooks.engine.session import Block
 
 
 class Thread(threading.local):
-    """What the current thread is explaining: entered contexts and running forward passes, innermost last."""
+    """What is explained here: the running forward passes of the current thread, innermost last."""
 
     def __init__(self) -> None:
-        self.sessions: list[Session] = []
-        self.runs: list[tuple[Session, Run]] = []
+        self.runs: list[tuple[Block, Run]] = []
+
+    @property
+    def sessions(self) -> list[Block]:
+        """The open contexts that hold here, in the order in which they were entered."""
+        return contexts.entered()
 
 
 THREAD = Thread()
+
+
+def take_off(unwanted: Callable[[Interception], bool]) -> None:
+    """Take modes off the stack of the current thread, wherever they are on it."""
+    modes = _get_current_function_mode_stack()
+    off = [isinstance(mode, Interception) and unwanted(mode) for mode in modes]
+    if True not in off:
+        return
+    first = off.index(True)
+    try:
+        _pop_to(first)
+    finally:
+        # Again, in case that it was interrupted.
+        _pop_to(first)
+        for mode, unwelcome in zip(modes[first:], off[first:], strict=True):
+            if not unwelcome:
+                TorchFunctionMode.__enter__(mode)
+
+
+def _pop_to(depth: int) -> None:
+    while len(modes := _get_current_function_mode_stack()) > depth:
+        TorchFunctionMode.__exit__(modes[-1], None, None, None)
 
 
 class Interception(DeviceContext):
@@ -40,35 +68,36 @@ class Interception(DeviceContext):
     when it recomputes, which is where the rules must hold again; it offers no other place for that.
     """
 
-    def __init__(self, session: Session, run: Run) -> None:
+    def __init__(self, session: Block, run: Run) -> None:
         TorchFunctionMode.__init__(self)
         self.session, self.run = session, run
         self.prev_mode = None
         self._depths: list[int] = []
 
     @property
-    def depth(self) -> int:
-        """How many modules of the run were running when the mode was entered."""
-        return self._depths[-1]
-
-    @property
     def device(self) -> torch.device:  # type: ignore[override]  # it follows the default, so it is never set
         """The device that factory functions use anyway."""
         return torch.device(torch._C._get_default_device())
 
+    @property
+    def entered(self) -> bool:
+        """Whether the mode was entered and not left yet."""
+        return bool(self._depths)
+
     def __enter__(self) -> Self:
-        # Again, where a checkpoint runs its part after the with block.
-        self.session.hooks.__enter__()
         THREAD.runs.append((self.session, self.run))
+        if not self.session.open:
+            # A checkpoint runs its part after the with block.
+            self.session.hooks.attach(self)
         self._depths.append(len(self.run.frames))
         TorchFunctionMode.__enter__(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        TorchFunctionMode.__exit__(self, *exception)
+        take_off(lambda mode: mode is self)
         del self.run.frames[self._depths.pop() :]
         THREAD.runs.pop()
-        self.session.hooks.__exit__()
+        self.session.hooks.detach(self)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operation = lookup(func)
