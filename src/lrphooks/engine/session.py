@@ -84,9 +84,9 @@ class Block:
         self.close()
         if unused:
             warnings.warn(
-                f"A context on a model ({type(self.model).__name__}) ended without a forward pass of it, so nothing "
-                "was explained. Call the model itself inside the block, model(x), in the thread or task that entered it; to "
-                "explain a part of it, open the context on that part.",
+                f"A context on a model ({type(self.model).__name__}) ended without a forward pass of it, so that "
+                "nothing was explained. Call the model itself inside the block, model(x), in the thread or task that "
+                "entered it; to explain a part of it, open the context on that part.",
                 stacklevel=2,
             )
 
