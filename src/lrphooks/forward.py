@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lrphooks import selection, targets
 from lrphooks.engine import containers
+from lrphooks.engine.ending import interruptible
 from lrphooks.engine.errors import LRPError
-from lrphooks.engine.leaving import interruptible
 from lrphooks.engine.session import Session
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lrphooks.engine.leaving import interruptible
+from lrphooks.engine.ending import interruptible
 
 
 class _Eager:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from torch.utils._device import DeviceContext
 from lrphooks.engine import contexts
 from lrphooks.engine.call import tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
+from lrphooks.engine.ending import Ending
 from lrphooks.operations import lookup
 
 if TYPE_CHECKING:
@@ -72,7 +74,11 @@ class Interception(DeviceContext):
         TorchFunctionMode.__init__(self)
         self.session, self.run = session, run
         self.prev_mode = None
+        #: How many modules of the run were running each time that the mode was entered and not left yet.
         self._depths: list[int] = []
+        #: What a with statement holds until its block is over, where there is one.
+        self.ending: weakref.ref[Any] | None = None
+        self._life: weakref.ref[Any] | None = None
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]  # it follows the default, so it is never set
@@ -85,23 +91,39 @@ class Interception(DeviceContext):
         return bool(self._depths)
 
     def __enter__(self) -> Self:
-        THREAD.runs.append((self.session, self.run))
-        if not self.session.open:
-            # A checkpoint runs its part after the with block.
-            self.session.hooks.attach(self)
-        self._depths.append(len(self.run.frames))
-        TorchFunctionMode.__enter__(self)
+        life = None if self.ending is None else self.ending()
+        try:
+            self._depths.append(len(self.run.frames))
+            THREAD.runs.append((self.session, self.run))
+            if not self.session.open:
+                # A checkpoint runs its part after the with block.
+                self.session.hooks.attach(self)
+            if life is not None:
+                self._life = weakref.ref(life, lambda _: self.leave())
+            TorchFunctionMode.__enter__(self)
+        except BaseException:
+            self.leave()
+            raise
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def leave(self, *_: object) -> None:
+        """Take the mode off, if it is on; whatever was interrupted, it can be done again."""
         take_off(lambda mode: mode is self)
-        del self.run.frames[self._depths.pop() :]
-        THREAD.runs.pop()
+        if self._depths:
+            del self.run.frames[self._depths[-1] :]
+            places = [place for place, (_, run) in enumerate(THREAD.runs) if run is self.run][-1:]
+            for place in places:
+                del THREAD.runs[place]
+            self._depths.pop()
         self.session.hooks.detach(self)
+        self._life = None
+
+    __exit__ = Ending(leave, lambda mode: mode)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operation = lookup(func)
-        if operation.kind == "passive":
+        # Without a block that it belongs to, it was left by an interrupt.
+        if operation.kind == "passive" or not self._depths:
             return func(*args, **(kwargs or {}))
         if not torch.is_grad_enabled():
             refuse_reentrant_checkpoint()

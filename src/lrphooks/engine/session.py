@@ -18,10 +18,10 @@ from lrphooks.engine import containers, contexts
 from lrphooks.engine.cache import WeightCache, WeightStore
 from lrphooks.engine.checks import check_gradients_enabled, check_model, refuse_transformed
 from lrphooks.engine.eager import EAGER
+from lrphooks.engine.ending import Ending, close_interrupted
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.hooks import Hooks, forward_of, inside_another
 from lrphooks.engine.interception import THREAD, Interception, take_off
-from lrphooks.engine.leaving import Ending, close_interrupted
 from lrphooks.engine.plan import Plan
 from lrphooks.engine.provenance import Given
 from lrphooks.engine.run import Frame, Run
@@ -133,13 +133,13 @@ class Block:
         finally:
             run.end = None
             if mode.entered:
-                mode.__exit__(None, None, None)
+                mode.leave()
 
     def _end(self, module: nn.Module, mode: Interception, output: Any) -> Any:
         """End the forward pass; return the output as the user is to see it."""
         run = mode.run
         output = run.leave(module, output)
-        mode.__exit__(None, None, None)
+        mode.leave()
         if not self.open:
             raise LRPError(
                 "The context ended while its model was running, in another thread or task, so a part of the forward "

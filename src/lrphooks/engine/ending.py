@@ -57,10 +57,11 @@ class _Interruptible(_GeneratorContextManager[T]):
 
     def __enter__(self) -> T:
         try:
-            return super().__enter__()
+            value = super().__enter__()
         except BaseException:
             self.gen.close()
             raise
+        return value
 
     __exit__ = Ending(_end, weakref.ref)
 
