@@ -204,6 +204,7 @@ def experiment(runs, seed=0):
         if found:
             faults.append((name, found))
             print(interrupted, name, found, flush=True)
+            torch.set_grad_enabled(True)
             model, x = small()
         if interrupted % 1000 == 0:
             print(f"{interrupted} interrupted, {len(faults)} left something", flush=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrphooks import selection, targets
 from lrphooks.engine import containers
-from lrphooks.engine.ending import interruptible
+from lrphooks.engine.ending import gradients, interruptible
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.session import Session
 
@@ -89,7 +89,7 @@ def explained(
     resolved = [targets.resolve(model, target) for target in wanted]
     with (
         torch.inference_mode(mode=False),
-        torch.enable_grad(),
+        gradients(enabled=True),
         Session(composite, model, observer, once=True, parameters=parameters),
     ):
         args, keywords = inputs.enter()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import _GeneratorContextManager
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch.overrides import _pop_mode_temporarily
 
 P = ParamSpec("P")
@@ -77,6 +78,17 @@ def interruptible(function: Callable[P, Generator[T, None, None]]) -> Callable[P
         return _Interruptible(function, args, kwargs)
 
     return manager
+
+
+@interruptible
+def gradients(*, enabled: bool) -> Generator[None, None, None]:
+    """Switch gradients on or off in a block, and back even where an interrupt breaks a ``torch.no_grad()`` inside."""
+    before = torch.is_grad_enabled()
+    try:
+        torch._C._set_grad_enabled(enabled)
+        yield
+    finally:
+        torch._C._set_grad_enabled(before)
 
 
 _MANAGED = tuple(getattr(_GeneratorContextManager, name).__code__ for name in ("__enter__", "__exit__"))
