@@ -294,7 +294,7 @@ def test_inside_of_a_context_and_without_gradients():
         equal(explainer(x, 0), expected)
     with torch.no_grad():
         equal(explainer(x, 0), expected)
-    with composites.EpsilonAlpha2Beta1().context(model):
+    with pytest.warns(UserWarning, match="without a forward pass"), composites.EpsilonAlpha2Beta1().context(model):
         equal(explainer(x, 0), expected)
 
 
@@ -312,13 +312,15 @@ def test_compiled_while_contexts_of_its_own_thread_are_open():
         return z * 2
 
     model, x = network("functional")
-    other, _ = network("residual")
+    other, y = network("residual")
+    y.requires_grad_()
     expected = lrphooks.lrp(model, x, 0)
     explainer = lrphooks.compiled(model, backend=backend)
     opened, done = threading.Event(), threading.Event()
 
     def elsewhere():
         with composites.EpsilonPlus().context(other):
+            other(y)
             opened.set()
             done.wait()
 
@@ -327,12 +329,15 @@ def test_compiled_while_contexts_of_its_own_thread_are_open():
     try:
         assert opened.wait(600)
         with composites.EpsilonPlus().context(other):
+            other(y)
             equal(explainer(x, 0), expected)
             assert not handed
     finally:
         done.set()
         thread.join()
     with composites.EpsilonPlus().context(other), composites.EpsilonAlpha2Beta1().context(model):
+        other(y)
+        model(x.clone().requires_grad_())
         equal(explainer(x, 0), expected)
         assert len(handed) == 1
         # Everything else still runs as it is written.

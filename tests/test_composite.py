@@ -286,7 +286,11 @@ def test_a_layer_that_no_entry_matches(policy):
 def test_a_warning_for_a_layer_points_at_the_users_line():
     model, _ = network("vgg")
     composite = Composite([(Convolution, ZPlus())], unmatched="warn")
-    with pytest.warns(UnmatchedWarning) as caught, composite.context(model):
+    with (
+        pytest.warns(UserWarning, match="without a forward pass"),
+        pytest.warns(UnmatchedWarning) as caught,
+        composite.context(model),
+    ):
         pass
     assert caught[0].filename == __file__
 

@@ -5,6 +5,7 @@ import gc
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -318,6 +319,7 @@ def test_a_model_copied_inside_a_context_is_an_ordinary_model():
     """As one does for an average of weights: it computes as the original does outside, and can be saved."""
     model, x = network("vgg")
     with EPSILON.context(model):
+        model(x.clone().requires_grad_())
         copied = copy.deepcopy(model)
     y, z = x.clone().requires_grad_(), x.clone().requires_grad_()
     copied(y).sum().backward()
@@ -336,7 +338,8 @@ def test_a_second_model_and_a_loss_in_the_block_are_plain_autograd(after):
     plain = copy.deepcopy(other)
     y, z = (x.clone().requires_grad_() for _ in range(2))
     F.cross_entropy(plain(z), torch.tensor([0, 1])).backward()
-    with composites.EpsilonPlus().context(model):
+    unused = pytest.warns(UserWarning, match="without a forward pass") if after == "nothing" else nullcontext()
+    with unused, composites.EpsilonPlus().context(model):
         if after == "success":
             model(x.clone().requires_grad_())
         elif after == "error":
@@ -362,10 +365,11 @@ def test_the_output_may_be_written_in_place():
 
 
 def test_a_context_serves_once():
-    model, _ = network("vgg")
+    model, x = network("vgg")
     context = EPSILON.context(model)
     with context as entered:
         assert entered == EPSILON
+        model(x.clone().requires_grad_())
     with pytest.raises(LRPError, match=r"entered before.*composite\.context\(model\) anew"), context:
         pass
 
@@ -376,7 +380,8 @@ def test_contexts_may_end_in_any_order():
     first, second = EPSILON.context(model), on_first(ZPlus()).context(model)
     first.__enter__()
     second.__enter__()
-    first.__exit__(None, None, None)
+    with pytest.warns(UserWarning, match=r"context on a model \(Vgg\) ended without a forward pass"):
+        first.__exit__(None, None, None)
     y = x.clone().requires_grad_()
     output = model(y)
     output.backward(weighting(output))

@@ -164,15 +164,6 @@ def test_a_submodule_with_a_context_of_its_own_has_its_own_rules(part, inner_fir
     equal(again.grad, leaf.grad)
 
 
-def test_a_submodule_called_by_itself_inside_the_context_of_the_whole_is_plain():
-    model, x = network("vgg")
-    leaf, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
-    with ZPLUS.context(model):
-        model.features(leaf).sum().backward()
-    copy.deepcopy(model).features(plain).sum().backward()
-    assert torch.equal(leaf.grad, plain.grad)
-
-
 def test_one_composite_on_two_models_and_two_on_two_interleaved():
     (one, x), (two, y) = network("vgg"), network("gates", seed=3)
     for first, second in ((ZPLUS, ZPLUS), (ZPLUS, composites.AttnLRP(0.1))):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lrphooks import selection, targets
 from lrphooks.engine import containers
+from lrphooks.engine.ending import gradients, interruptible
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.session import Session
 
@@ -80,7 +80,7 @@ class Inputs:
         return positional if self.kwargs is None else (positional, filled[1])
 
 
-@contextmanager
+@interruptible
 def explained(
     model: nn.Module,
     inputs: Inputs,
@@ -89,13 +89,13 @@ def explained(
     observer: Observer | None = None,
     *,
     parameters: bool = False,
-) -> Iterator[list[Tensor]]:
+) -> Generator[list[Tensor], None, None]:
     """Run the model under a composite; in the block are the explained values of each target, with their graph."""
     inputs.check()
     resolved = [targets.resolve(model, target) for target in wanted]
     with (
         torch.inference_mode(mode=False),
-        torch.enable_grad(),
+        gradients(enabled=True),
         Session(composite, model, observer, once=True, parameters=parameters),
     ):
         args, keywords = inputs.enter()

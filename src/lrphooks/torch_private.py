@@ -103,6 +103,12 @@ current_backward_pass: Callable[[], int] = _needed("_C._current_graph_task_id")
 OutOfSight: Callable[[], AbstractContextManager[None]] = _needed("_C.DisableTorchFunction")
 #: The pair of hooks on saved tensors that is in force, or None; the argument is whether to answer while tracing too.
 top_saved_tensors_hooks: Callable[[bool], Any] = _needed("_C._autograd._top_saved_tensors_default_hooks")
+#: Switches gradients on or off for this thread, unseen by function modes.
+set_gradients: Callable[[bool], None] = _needed("_C._set_grad_enabled")
+#: The function modes that this thread is in, outermost first.
+function_modes: Callable[[], list[Any]] = _needed("overrides._get_current_function_mode_stack")
+#: What takes the innermost function mode off for a block, as a generator.
+POPS_A_MODE: Any = _needed("overrides._pop_mode_temporarily").__wrapped__.__code__
 #: How many dispatch modes this thread is in.
 dispatch_modes: Callable[[], int] = _optional("_C._len_torch_dispatch_stack", lambda: 0)
 
@@ -151,6 +157,9 @@ REGISTRIES = (
 )
 
 
+_has_global_hooks: Callable[[], bool] = _needed("nn.modules.module._has_any_global_hook")
+
+
 def has_backward_hooks(module: nn.Module) -> bool:
     """Whether torch passes what goes through a module through nodes of its own, for backward hooks."""
     return bool(module._backward_hooks or module._backward_pre_hooks)
@@ -162,9 +171,25 @@ def any_backward_hooks() -> bool:
     return bool(hooks._global_backward_hooks or hooks._global_backward_pre_hooks)
 
 
-def is_compiled(module: nn.Module) -> bool:
-    """Whether ``module.compile()`` was called."""
-    return getattr(module, "_compiled_call_impl", None) is not None
+#: Where a module holds what runs in place of its call, such as what ``module.compile()`` makes, or None.
+CALL_SLOT = "_compiled_call_impl"
+#: The hooks before and behind the call of a module, by number.
+forward_hooks: Callable[[nn.Module], dict[int, Any]] = attrgetter("_forward_hooks")
+#: The call of a module with all its hooks, whatever stands in its place.
+call_with_hooks: Callable[[nn.Module], Callable[..., Any]] = attrgetter("_call_impl")
+
+
+def is_call_of_forward(module: nn.Module) -> bool:
+    """Whether the call of a module comes to its ``forward`` alone: no hooks, no tracing, no call of its own kind."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or has_backward_hooks(module)
+        or _has_global_hooks()
+        or torch._C._get_tracing_state() is not None
+        or type(module)._call_impl is not nn.Module._call_impl
+        or "_call_impl" in vars(module)
+    )
 
 
 # --- names of operations ---
@@ -182,6 +207,21 @@ NAMESPACES: tuple[Any, ...] = tuple(
 TensorBase: Any = _needed("_C.TensorBase")
 
 # --- compilers ---
+
+
+def compile_stance() -> Any:
+    """Return how functions of torch.compile run in this process."""
+    return torch._dynamo.eval_frame._stance
+
+
+def eager_stance() -> Any:
+    """Return a stance by which they run as they are written."""
+    return torch._dynamo.eval_frame.DynamoStance("force_eager")
+
+
+def set_compile_stance(stance: Any) -> None:
+    """Set how they run; torch refuses that where it compiles."""
+    torch._dynamo.eval_frame._set_stance(stance)
 
 
 def allow_any_size(tensor: Tensor, dim: int) -> None:

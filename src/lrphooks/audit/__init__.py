@@ -14,6 +14,7 @@ from lrphooks.audit.recorder import Record, Recorder
 from lrphooks.audit.report import Imbalance, LayerRow, OperationRow, Report
 from lrphooks.composite import Composite
 from lrphooks.engine import containers
+from lrphooks.engine.ending import gradients
 from lrphooks.engine.errors import LRPError
 from lrphooks.explanation import checked
 from lrphooks.forward import Inputs, explained
@@ -52,7 +53,7 @@ def audit(
         with explained(model, inputs, [target], composite, recorder) as (value,):
             (grads,) = backward.each([value], inputs.leaves, 1)
         relevance = sum(float(t.double().sum()) for t in containers.tensors(inputs.arranged(grads)))
-        with torch.no_grad():
+        with gradients(enabled=False):
             return _report(recorder, float(value.detach().double().sum()), relevance)
     finally:
         recorder.release()

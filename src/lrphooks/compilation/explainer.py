@@ -130,7 +130,7 @@ class CompiledExplainer:
             graph = self._graph(inputs, call, tensors)
             # The graph has its rules inside, so the contexts open around this call are no reason to run it eagerly;
             # in a forward pass that one of them explains, its operations are to be seen.
-            with EAGER.idle(0 if THREAD.runs else len(THREAD.sessions)):
+            with EAGER.idle(() if THREAD.runs else THREAD.sessions):
                 value, *relevance = graph(tensors)
         found = inputs.arranged(relevance)
         return Explanation(found, value, target, self.composite, (x, kwargs) if kwargs is not None else x)

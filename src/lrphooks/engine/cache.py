@@ -81,6 +81,11 @@ class WeightCache:
         self._store = store
         self._tokens: dict[tuple[int, ...], tuple[_State, object]] = {}
 
+    @property
+    def owned(self) -> frozenset[int]:
+        """The identities of the model's parameters and buffers."""
+        return self._store.owned
+
     def get(self, key: str, tensors: Sequence[Tensor | None], parameter: float, make: Callable[[], T]) -> T:
         """Return ``make()``, from memory where the tensors that it is made of are as they were."""
         present = [t for t in tensors if t is not None]

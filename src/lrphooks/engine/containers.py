@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 
@@ -30,6 +31,42 @@ def parts(value: Any) -> Iterator[Tensor | PackedSequence]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from parts(getattr(value, field.name))
+
+
+def objects(value: Any) -> Iterator[Any]:
+    """Yield the objects within a value that are neither tensors nor containers, but have attributes."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from objects(item)
+    elif hasattr(value, "__dict__") and not isinstance(value, Tensor | nn.Module | type) and not callable(value):
+        yield value
+
+
+def attributes(value: Any, depth: int = 3) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that an object holds in its attributes, or deeper, each with how it is written: ``Data.x``."""
+    root = type(value).__name__
+    waiting, seen = [(root, "", value)], set()
+    for _ in range(depth + 1):
+        found = []
+        for path, key, item in waiting:
+            if isinstance(item, Tensor):
+                # Objects show under a name of their own what they keep in a dict inside.
+                shown = None
+                with suppress(Exception):
+                    shown = getattr(value, key)
+                yield f"{root}.{key}" if shown is item else path, item
+            elif id(item) in seen or isinstance(item, nn.Module | type):
+                continue
+            elif isinstance(item, Mapping):
+                found += [(f"{path}[{k!r}]", str(k), v) for k, v in item.items()]
+            elif isinstance(item, list | tuple):
+                found += [(f"{path}[{i}]", key, v) for i, v in enumerate(item)]
+            elif hasattr(item, "__dict__"):
+                found += [(f"{path}.{k}", k, v) for k, v in vars(item).items()]
+            seen.add(id(item))
+        waiting = found
 
 
 def map_tensors(

@@ -3,57 +3,78 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import torch
 
+from lrphooks.engine.ending import interruptible
+from lrphooks.torch_private import compile_stance, eager_stance, set_compile_stance
 
-class _Eager(AbstractContextManager[None]):
-    """Makes torch.compile's functions run eagerly as long as one context lasts; it holds for the whole process.
 
-    Contexts whose thread is busy with something else do not count meanwhile (see :meth:`idle`).
+class _Eager:
+    """Makes torch.compile's functions run eagerly as long as there are users; it holds for the whole process.
+
+    Users whose thread is busy with something else do not count meanwhile (see :meth:`idle`). Which stance torch is to
+    have follows from two sets alone, so that whatever an interrupt leaves half done, the next change does.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._idle = 0
-        self._stance: Any = None
+        # One that its thread may take again: a context may be collected, and thereby end, at any instant.
+        self._lock = threading.RLock()
+        self._users: set[object] = set()
+        self._idle: set[object] = set()
+        #: The stance that torch had before, and the one that it was given.
+        self._stances: tuple[Any, Any] | None = None
 
-    def __enter__(self) -> None:
-        self._change(users=1)
+    def add(self, user: object) -> None:
+        """Count one more user."""
+        with self._lock:
+            self._users.add(user)
+            self._settle()
 
-    def __exit__(self, *exception: object) -> None:
-        self._change(users=-1)
+    def remove(self, user: object) -> None:
+        """Count a user no longer, if it was one."""
+        with self._lock:
+            self._users.discard(user)
+            self._idle.discard(user)
+            self._settle()
 
-    @contextmanager
-    def idle(self, users: int) -> Iterator[None]:
-        """Let so many contexts of the current thread not count, while it runs a graph that has its rules inside."""
+    @interruptible
+    def idle(self, users: Iterable[object]) -> Generator[None, None, None]:
+        """Let some users not count, while their thread runs a graph that has its rules inside."""
         # In a region that is compiled the stance may not be set, and calls are inlined in any case.
-        users = 0 if torch.compiler.is_compiling() else users
-        if users:
-            self._change(idle=users)
+        users = set() if torch.compiler.is_compiling() else set(users) - self._idle
         try:
+            if users:
+                with self._lock:
+                    self._idle |= users
+                    self._settle()
             yield
         finally:
             if users:
-                self._change(idle=-users)
+                with self._lock:
+                    self._idle -= users
+                    self._settle()
 
-    def _change(self, users: int = 0, idle: int = 0) -> None:
-        with self._lock:
-            users, idle = self._users + users, self._idle + idle
-            eager = users > idle
-            if eager and self._stance is None:
-                # It takes hold when it is made, and goes when it is left.
-                self._stance = torch.compiler.set_stance("force_eager")
-            elif not eager and self._stance is not None:
-                self._stance.__exit__(None, None, None)
-                self._stance = None
-            # Last, since torch refuses another stance where it compiles.
-            self._users, self._idle = users, idle
+    def _settle(self) -> None:
+        while bool(self._users - self._idle) is (self._stances is None):
+            if self._stances is None:
+                # Known before it takes hold, so that it can be undone from then on.
+                self._stances = (compile_stance(), eager_stance())
+                try:
+                    set_compile_stance(self._stances[1])
+                except BaseException:
+                    # torch refuses it where it compiles.
+                    if compile_stance() is not self._stances[1]:
+                        self._stances = None
+                    raise
+            else:
+                before, ours = self._stances
+                if compile_stance() is ours:
+                    set_compile_stance(before)
+                self._stances = None
 
 
-#: Contexts of several threads overlap in any order, so they share one count.
+#: Contexts of several threads overlap in any order, so they share one set of users.
 EAGER = _Eager()

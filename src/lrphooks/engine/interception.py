@@ -7,69 +7,128 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lrphooks.engine import notes
+from lrphooks.engine import contexts, notes
 from lrphooks.engine.call import tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
+from lrphooks.engine.ending import Ending
 from lrphooks.engine.tensor_hooks import never_empty
 from lrphooks.operations import lookup
-from lrphooks.torch_private import running_checkpoint, top_saved_tensors_hooks, transforms_active
+from lrphooks.torch_private import (
+    current_backward_pass,
+    function_modes,
+    running_checkpoint,
+    top_saved_tensors_hooks,
+    transforms_active,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from lrphooks.engine.run import Run
-    from lrphooks.engine.session import Session
+    from lrphooks.engine.session import Block
 
 
 class Thread(threading.local):
-    """What the current thread is explaining: entered contexts and running forward passes, innermost last."""
+    """What is explained here: the running forward passes of the current thread, innermost last.
+
+    again: the contexts whose forward pass a checkpoint runs again in this thread, though they ended or are of another.
+    """
 
     def __init__(self) -> None:
-        self.sessions: list[Session] = []
-        self.runs: list[tuple[Session, Run]] = []
+        self.runs: list[tuple[Block, Run]] = []
+        self.again: list[Block] = []
+
+    @property
+    def sessions(self) -> list[Block]:
+        """The contexts that hold here, in the order in which they were entered."""
+        return contexts.entered() + self.again
 
 
 THREAD = Thread()
 
 
+def take_off(unwanted: Callable[[Interception], bool]) -> None:
+    """Take modes off the stack of the current thread, wherever they are on it."""
+    modes = function_modes()
+    off = [isinstance(mode, Interception) and unwanted(mode) for mode in modes]
+    if True not in off:
+        return
+    first = off.index(True)
+    try:
+        _pop_to(first)
+    finally:
+        # Again, in case that it was interrupted.
+        _pop_to(first)
+        for mode, unwelcome in zip(modes[first:], off[first:], strict=True):
+            if not unwelcome:
+                TorchFunctionMode.__enter__(mode)
+
+
+def _pop_to(depth: int) -> None:
+    while len(modes := function_modes()) > depth:
+        TorchFunctionMode.__exit__(modes[-1], None, None, None)
+
+
 class Interception(TorchFunctionMode):
     """Brings the torch calls of one run before it, and nothing else."""
 
-    def __init__(self, session: Session, run: Run) -> None:
+    def __init__(self, session: Block, run: Run) -> None:
         super().__init__()
         self.session, self.run = session, run
+        #: How many modules of the run were running each time that the mode was entered and not left yet.
         self._depths: list[int] = []
+        #: What a with statement holds until its block is over, where there is one.
+        self.ending: weakref.ref[Any] | None = None
+        self._life: weakref.ref[Any] | None = None
 
     @property
-    def depth(self) -> int:
-        """How many modules of the run were running when the mode was entered."""
-        return self._depths[-1]
+    def entered(self) -> bool:
+        """Whether the mode was entered and not left yet."""
+        return bool(self._depths)
 
     def __enter__(self) -> Self:
-        # Again, where a checkpoint runs its part after the with block.
-        self.session.hooks.__enter__()
-        THREAD.runs.append((self.session, self.run))
-        self._depths.append(len(self.run.frames))
-        TorchFunctionMode.__enter__(self)
+        life = None if self.ending is None else self.ending()
+        try:
+            self._depths.append(len(self.run.frames))
+            THREAD.runs.append((self.session, self.run))
+            if not self.session.open or current_backward_pass() != -1:
+                # A checkpoint runs its part again, maybe after the with block.
+                self.session.hooks.attach(self)
+            if life is not None:
+                self._life = weakref.ref(life, lambda _: self.leave())
+            TorchFunctionMode.__enter__(self)
+        except BaseException:
+            self.leave()
+            raise
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        TorchFunctionMode.__exit__(self, *exception)
-        del self.run.frames[self._depths.pop() :]
-        THREAD.runs.pop()
-        if all(run is not self.run for _, run in THREAD.runs):
-            self.run.rest()
-        self.session.hooks.__exit__()
+    def leave(self, *_: object) -> None:
+        """Take the mode off, if it is on; whatever was interrupted, it can be done again."""
+        take_off(lambda mode: mode is self)
+        if self._depths:
+            del self.run.frames[self._depths[-1] :]
+            places = [place for place, (_, run) in enumerate(THREAD.runs) if run is self.run][-1:]
+            for place in places:
+                del THREAD.runs[place]
+            if all(run is not self.run for _, run in THREAD.runs):
+                self.run.rest()
+            self._depths.pop()
+        self.session.hooks.detach(self)
+        self._life = None
+
+    __exit__ = Ending(leave, lambda mode: mode)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operation = lookup(func)
+        if not self._depths:
+            # Without a block that it belongs to, it was left by an interrupt.
+            return func(*args, **(kwargs or {}))
         if operation.kind == "passive":
             if operation.name == "register_hook":
                 return never_empty(func, args, kwargs or {})
@@ -92,7 +151,7 @@ class Again:
     A checkpoint does so in a backward pass: maybe after the with block, in another thread, and more than once.
     """
 
-    def __init__(self, function: Callable[..., None], session: Session, run: Run) -> None:
+    def __init__(self, function: Callable[..., None], session: Block, run: Run) -> None:
         self._function, self._session, self._run = function, session, run
         self._state: tuple[Any, ...] = (tuple(run.frames), run.plan, run.cache, run.unrolled)
 
@@ -118,13 +177,16 @@ class WholeAgain:
         self._function, self._sessions = function, tuple(THREAD.sessions)
 
     def __call__(self, *args: Any) -> None:
-        with ExitStack() as stack:
-            for session in self._sessions:
-                if session not in THREAD.sessions:
-                    stack.enter_context(session.hooks)
-                    THREAD.sessions.append(session)
-                    stack.callback(THREAD.sessions.remove, session)
+        before, ended = list(THREAD.again), [block for block in self._sessions if block not in THREAD.sessions]
+        try:
+            THREAD.again.extend(ended)
+            for block in ended:
+                block.hooks.attach(self)
             self._function(*args)
+        finally:
+            THREAD.again[:] = before
+            for block in ended:
+                block.hooks.detach(self)
 
 
 def checkpoint_around() -> Callable[[], Any]:

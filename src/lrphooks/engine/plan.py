@@ -97,6 +97,12 @@ class Plan:
         # A rule of their own keeps the run from warning of each again.
         self._layers.update((id(module), ((Gradient(), None),)) for module in unmatched)
 
+    def rules(self, module: nn.Module) -> bool:
+        """Whether the composite gives a module a rule of its own, other than the gradient."""
+        rule, _, own = self._rules.get(id(module), (None, None, False))
+        given = [rule for rule, _ in self._layers.get(id(module), ())] + ([rule] if own else [])
+        return id(module) in self.passing or any(not isinstance(rule, Gradient) for rule in given)
+
     def path_of(self, module: nn.Module) -> str:
         """Return the name of a module within the model, empty for the model itself."""
         return self._names.get(id(module), "")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, Function
 
+from lrphooks.engine.errors import LRPError
 from lrphooks.torch_private import of_function
 
 _KEY = "lrphooks"
@@ -54,7 +56,10 @@ class Provenance:
     def reaches(self, node: Any) -> bool:
         """Whether the graph behind a node leads to the explained input."""
         found = self._known(node)
-        return self._walk(node) if found is None else found
+        if found is None:
+            refuse_earlier(node)
+            return self._walk(node)
+        return found
 
     def _known(self, node: Any) -> bool | None:
         entry = node.metadata.get(_KEY)
@@ -71,6 +76,7 @@ class Provenance:
                     continue
                 found = self._known(behind)
                 if found is None:
+                    refuse_earlier(behind)
                     path.append((behind, iter(behind.next_functions)))
                 if found is not False:
                     break
@@ -86,6 +92,27 @@ class Provenance:
             path.pop()
             if not path:
                 return False
+
+
+class Given(Provenance):
+    """Tells whether a tensor was computed from one that somebody wants a gradient of: a leaf that is no parameter."""
+
+    __slots__ = ()
+
+    def leads(self, tensor: Tensor) -> bool:
+        """Whether the tensor is such a leaf, was computed from one, or is itself to have a gradient."""
+        if not tensor.requires_grad or isinstance(tensor, nn.Parameter):
+            return False
+        return tensor.is_leaf or tensor.retains_grad or super().leads(tensor)
+
+    def _known(self, node: Any) -> bool | None:
+        leaf = leaf_of(node)
+        return super()._known(node) if leaf is None else not isinstance(leaf, nn.Parameter)
+
+
+def leaf_of(node: Any) -> Tensor | None:
+    """Return the leaf whose gradient a node of the graph accumulates, or None for any other node."""
+    return node.variable if type(node).__name__ == "AccumulateGrad" else None
 
 
 #: Functions that hand values through for torch's own ends.
@@ -117,16 +144,25 @@ def past_hooks(node: Any, number: int) -> tuple[Any, int]:
     return node, number
 
 
-def behind(tensor: Tensor, name: str) -> bool:
-    """Whether a node of a given name lies in the graph behind a tensor."""
+def refuse_earlier(node: Any) -> None:
+    """Raise an error if a node is where another forward pass, that is explained too, began."""
+    if type(node).__name__ == "InputNodeBackward":
+        raise LRPError(
+            "A value that an earlier forward pass of an explained model computed came into this one past its inputs, "
+            "such as a cache of keys and values or a hidden state that the model kept. No relevance could go back "
+            "there. Put both passes, or the loop, into one torch.nn.Module and explain that; detach the value if it "
+            "is to count as a constant."
+        )
+
+
+def nodes_behind(tensor: Tensor) -> Iterator[Any]:
+    """Yield all nodes of the graph behind a tensor."""
     waiting: list[Any] = [tensor.grad_fn]
     seen: set[Any] = set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if node.name() == name:
-            return True
+        yield node
         seen.add(node)
         waiting.extend(source for source, _ in node.next_functions)
-    return False

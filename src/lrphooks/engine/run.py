@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lrphooks.engine import containers, functions, linear, notes, passing, settling
 from lrphooks.engine.cache import WeightCache
 from lrphooks.engine.call import Call, tensors_in
-from lrphooks.engine.checks import refuse_reentrant_checkpoint
+from lrphooks.engine.checks import check_input, nothing_to_explain, refuse_reentrant_checkpoint
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler, stop
@@ -23,7 +23,7 @@ from lrphooks.engine.interception import Interception, checkpoint_around, notice
 from lrphooks.engine.layer_call import behind_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
-from lrphooks.engine.provenance import Provenance, behind, made_by_function
+from lrphooks.engine.provenance import Provenance, made_by_function
 from lrphooks.engine.reporting import report
 from lrphooks.engine.serving import serves
 from lrphooks.engine.weighted import SUMS, weighted_product, weighted_sum
@@ -45,7 +45,7 @@ from lrphooks.torch_private import (
 if TYPE_CHECKING:
     from lrphooks.engine.observer import Observer
     from lrphooks.engine.plan import Plan
-    from lrphooks.engine.session import Session
+    from lrphooks.engine.session import Block
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class Run:
 
     def __init__(
         self,
-        session: Session,
+        session: Block,
         plan: Plan,
         cache: WeightCache,
         observer: ReferenceType[Observer] | None = None,
@@ -85,6 +85,8 @@ class Run:
         self.delivers = plan.delivers
         self.times_input = plan.composite.attribution == "relevance"
         self.frames: list[Frame] = []
+        #: Ends the forward pass, while it runs, and returns the output as the user is to see it.
+        self.end: Callable[[Any], Any] | None = None
         #: The recurrent operation whose cells are running.
         self.unrolled = ""
         self._claimed: dict[Any, tuple[int, str]] = {}
@@ -117,31 +119,11 @@ class Run:
         args, kwargs = containers.map_tensors((args, kwargs), enter, "input", keep=lambda t: not t.requires_grad)
         if found:
             return args, kwargs
-        tensors = list(containers.tensors((args, kwargs)))
-        if tensors and not any(t.is_floating_point() for t in tensors):
-            raise LRPError(
-                f"The model's inputs are {', '.join(str(t.dtype) for t in tensors)}, through which no relevance can "
-                "flow. Convert images with x.float(); for token ids, explain their embeddings (inputs_embeds)."
-            )
-        raise LRPError(
-            "No input of the model requires a gradient, so there would be no x.grad to hold the relevance. Call "
-            "x.requires_grad_() on the input before the forward pass."
-        )
+        raise nothing_to_explain(args, kwargs)
 
     def _enter_input(self, x: Tensor) -> Tensor:
         """Return the explained input as the model is to see it."""
-        if x.is_complex():
-            raise LRPError(
-                f"An input of the model is complex ({x.dtype}), and relevance is of real values. Make the model "
-                "take its real and imaginary parts, as torch.view_as_real gives them."
-            )
-        if x.layout is not torch.strided:
-            raise LRPError(f"An input of the model is sparse ({x.layout}), and relevance is dense. Give x.to_dense().")
-        if behind(x, "OutputNodeBackward"):
-            raise LRPError(
-                "An input of the model was computed by a model that is explained too, or by this one before. Relevance "
-                "would be taken for a gradient there. Put both, or the loop, into one torch.nn.Module and explain that."
-            )
+        check_input(x, self.cache.owned)
         inner, link = InputNode.apply(self, x)
         self.provenance.begin(inner)
         notes.write(inner, self, link=lambda: link)

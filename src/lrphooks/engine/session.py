@@ -1,34 +1,39 @@
-"""The context: hooks on a model's modules while a ``with`` block lasts, and nothing left of them after."""
+"""The context: a model's calls come before a composite while a ``with`` block lasts, and nothing is left after."""
 
 # mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
 
-import sys
-import threading
+import warnings
 import weakref
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
+from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
-from lrphooks.engine import containers
+from lrphooks.engine import containers, contexts
 from lrphooks.engine.cache import WeightCache, WeightStore
 from lrphooks.engine.checks import check_gradients_enabled, check_model, refuse_transformed
 from lrphooks.engine.eager import EAGER
+from lrphooks.engine.ending import Ending, close_interrupted
 from lrphooks.engine.errors import LRPError
-from lrphooks.engine.interception import THREAD, Interception
+from lrphooks.engine.hooks import Hooks, forward_of, inside_another
+from lrphooks.engine.interception import THREAD, Interception, take_off
 from lrphooks.engine.plan import Plan
+from lrphooks.engine.provenance import Given
 from lrphooks.engine.run import Frame, Run
-from lrphooks.torch_private import call_of_module
+from lrphooks.torch_private import current_backward_pass, set_gradients
 
 if TYPE_CHECKING:
     from lrphooks.composite import Composite
     from lrphooks.engine.observer import Observer
 
 
-class Session(AbstractContextManager["Composite"]):
-    """One use of a composite on a model: ``with composite.context(model): ...``.
+class Block:
+    """The with block of a session, and the forward passes of its model in it.
 
     ``once`` tells that there will be one forward pass, so that nothing needs to be kept ready for the next;
     ``parameters`` that parameters receive gradients in relevance passes too.
@@ -43,174 +48,176 @@ class Session(AbstractContextManager["Composite"]):
         once: bool = False,
         parameters: bool = False,
     ) -> None:
-        self._composite = composite
-        # Not held: the graph holds the session, and must not hold what knows tensors of the graph.
+        self.composite = composite
+        self.model = model
+        self.hooks = Hooks(self, model)
+        self.plan: Plan | None = None
+        #: Whether the block was entered, and did not end yet.
+        self.entered = self.open = False
+        #: The calls that the block was entered in (see :func:`contexts.innermost`).
+        self.calls: frozenset[contexts.Call] = frozenset()
+        # Not held: the graph holds the block, and must not hold what knows tensors of the graph.
         self._observer = None if observer is None else weakref.ref(observer)
         self._once = once
         self._parameters = parameters
-        self._model = model
-        self.hooks = Hooks(self, model)
-        self._entered = False
-        # Contexts belong to the thread that entered them, so this needs no lock.
-        self._running: list[Interception | _Swap] = []
-        self._plan: Plan | None = None
-        self._weights = WeightStore(nn.Module())
+        self.weights = WeightStore(nn.Module())
+        #: Whether a forward pass of the model was asked for.
+        self.asked = False
+        self._given = Given()
+        #: What lives as long as the block.
+        self._life: weakref.ref[Any] | None = None
 
-    def __enter__(self) -> Composite:
-        if self._entered:
-            raise LRPError("This context was entered before; call composite.context(model) anew for each with block.")
-        check_model(self._model)
-        self._plan = Plan(self._composite, self._model)
-        self._weights = WeightStore(self._model, once=self._once)
-        self._entered = True
-        self.hooks.__enter__()
-        THREAD.sessions.append(self)
-        return self._composite
+    def enter(self, life: Any) -> None:
+        """Begin the block, which is over when ``life`` dies at the latest."""
+        check_model(self.model)
+        self.plan = Plan(self.composite, self.model)
+        self.entered = self.open = True
+        self.calls = contexts.calls(above=2)
+        self.weights = WeightStore(self.model, once=self._once)
+        self._life = weakref.ref(life, lambda _: self.close())
+        EAGER.add(self)
+        self.hooks.attach(self)
+        contexts.enter(self)
 
-    def __exit__(self, *exception: object) -> None:
-        self._abandon()
-        THREAD.sessions.remove(self)
-        self._weights.clear()
-        self.hooks.__exit__()
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            close_interrupted(trace)
+        unused = self.open and not self.asked and kind is None
+        self.close()
+        if unused:
+            warnings.warn(
+                f"A context on a model ({type(self.model).__name__}) ended without a forward pass of it, so that "
+                "nothing was explained. Call the model itself inside the block, model(x), in the thread or task that "
+                "entered it; to explain a part of it, open the context on that part.",
+                stacklevel=2,
+            )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A model copied or saved inside the block takes its hooks along, but is not the model of this context.
-        return _of_a_copy, ()
+    def close(self) -> None:
+        """End the block, from any thread; whatever was interrupted, it can be done again."""
+        self.open = False
+        contexts.leave(self)
+        self.abandon()
+        self.hooks.detach(self)
+        EAGER.remove(self)
+        self.weights.clear()
+        self._life = None
 
-    # --- hooks; a thread may run one in the moment it is removed, hence arguments that may be missing ---
+    def abandon(self) -> None:
+        """Take off what an interrupt left of forward passes in this thread."""
+        THREAD.runs[:] = [entry for entry in THREAD.runs if entry[0] is not self]
+        take_off(lambda mode: mode.session is self)
 
-    def enter_model(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
-        """Begin a run, or change the rules where the model is a part of one."""
-        if self._explains():
-            if _calls_of(module) > 1:
-                # A model that calls itself: the inner call is a part like any other.
-                return self.enter_module(module, args, kwargs)
-            self._abandon()
-        mine = [session for session in THREAD.sessions if session._model is module]
-        if not mine or mine[-1] is not self:
-            return None
-        assert self._plan is not None
+    # --- calls of the model's modules ---
+
+    def explain(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run the whole model, as a forward pass that is explained."""
         check_gradients_enabled()
         refuse_transformed(containers.tensors((args, kwargs)))
         if THREAD.runs:
-            # Part of a model that is being explained: only the rules change, and the outer run goes on.
-            self._running.append(_Swap(self, THREAD.runs[-1][1], self._plan, WeightCache(self._weights), module))
-            return None
-        run = Run(self, self._plan, WeightCache(self._weights), self._observer, parameters=self._parameters)
+            return self._swap(module, args, kwargs)
+        assert self.plan is not None
+        take_off(lambda _: True)
+        run = Run(self, self.plan, WeightCache(self.weights), self._observer, parameters=self._parameters)
         # Contexts on parts of the model may need what the layers above do not.
-        run.delivers = any(session._plan is not None and session._plan.delivers for session in THREAD.sessions)
-        args, kwargs = run.enter_inputs(args, kwargs or {})
+        run.delivers = any(block.plan is not None and block.plan.delivers for block in THREAD.sessions)
+        args, kwargs = run.enter_inputs(args, kwargs)
         mode = run.mode()
-        mode.__enter__()
-        self._running.append(mode)
-        return run.enter(module, args, kwargs)
+        try:
+            mode.__enter__()
+            args, kwargs = run.enter(module, args, kwargs)
+            run.end = partial(self._end, module, mode)
+            output = forward_of(module)(*args, **kwargs)
+            return run.end(output) if run.frames else output
+        except BaseException:
+            # An interrupt at the end of a torch.no_grad() inside leaves it on.
+            set_gradients(True)
+            raise
+        finally:
+            run.end = None
+            if mode.entered:
+                mode.leave()
 
-    def leave_model(self, module: nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
-        """End the run, also where the model raised."""
-        if not self._explains():
-            return None
-        run = THREAD.runs[-1][1]
-        mode = self._running[-1]
-        if any(frame.module is module for frame in run.frames[mode.depth + 1 :]):
-            return self.leave_module(module, args, kwargs, output)
-        if isinstance(mode, Interception):
-            output = run.leave(module, output)
-        self._running.pop().__exit__(None, None, None)
-        if output is None or isinstance(mode, _Swap):
-            return None
+    def _end(self, module: nn.Module, mode: Interception, output: Any) -> Any:
+        """End the forward pass; return the output as the user is to see it."""
+        run = mode.run
+        output = run.leave(module, output)
+        mode.leave()
+        if self not in THREAD.sessions:
+            raise LRPError(
+                "The context ended while its model was running, in another thread or task, so a part of the forward "
+                "pass had no rules. Let the block end after the model returned."
+            )
         return containers.map_tensors(output, run.leave_output, "output", keep=lambda t: not t.requires_grad)
 
-    def enter_module(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
-        """Note which module runs."""
-        if THREAD.runs and THREAD.runs[-1][0] is self:
-            return THREAD.runs[-1][1].enter(module, args, kwargs or {})
-        return None
+    def _swap(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a part of a model that is being explained: only the rules change, and the outer run goes on."""
+        assert self.plan is not None
+        runs, run = THREAD.runs, THREAD.runs[-1][1]
+        before, depth, number = (run.plan, run.cache), len(run.frames), len(runs)
+        try:
+            runs.append((self, run))
+            run.plan, run.cache = self.plan, WeightCache(self.weights)
+            run.frames.append(Frame(module, hooked=bool(run.frames) and run.frames[-1].hooked))
+            return forward_of(module)(*args, **kwargs)
+        finally:
+            del runs[number:]
+            run.plan, run.cache = before
+            del run.frames[depth:]
 
-    def leave_module(self, module: nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
-        """Note that the module ended, also where it raised."""
-        if THREAD.runs and THREAD.runs[-1][0] is self:
-            return THREAD.runs[-1][1].leave(module, output)
-        return None
+    def check_outside(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Raise an error if a layer of the model runs past the call of the model, where it would have no rule."""
+        if self.plan is None or not self.plan.rules(module) or not torch.is_grad_enabled():
+            return
+        # In a backward pass, a checkpoint runs again what was no part of a forward pass before.
+        if current_backward_pass() != -1 or self not in contexts.entered():
+            return
+        if not any(map(self._given.leads, containers.tensors((args, kwargs)))) or inside_another(self.model):
+            return
+        self.asked = True
+        raise LRPError(
+            f"{self.plan.name_of(module)} was called inside a context on the whole model ({type(self.model).__name__}) "
+            "but past the call of the model, so it would have the plain gradient in place of its rule. Usual causes: "
+            "model.forward(x), a method such as forward_features or get_image_features, or parts called one by one. "
+            "Call the model itself, model(x); or open the context on the part that is called, or on a torch.nn.Module "
+            "of your own that calls the parts. What is not to be explained belongs outside the block, or into "
+            "torch.no_grad()."
+        )
 
-    def _explains(self) -> bool:
-        """Whether a forward pass of the model runs in this thread under this session."""
-        return bool(self._running) and bool(THREAD.runs) and THREAD.runs[-1][0] is self
 
-    def _abandon(self) -> None:
-        """Close the forward passes left open: torch runs no hooks after KeyboardInterrupt and its like."""
-        while self._running:
-            self._running.pop().__exit__(None, None, None)
+class Session(AbstractContextManager["Composite"]):
+    """One use of a composite on a model: ``with composite.context(model): ...``.
 
-
-class Hooks(AbstractContextManager[None]):
-    """The hooks of a session on its model, there while anything needs them: the with block, or a checkpoint after it.
-
-    Hooks tell the threads apart, so a model may be explained in one while it serves another.
+    What a with statement holds of it ends the block when it dies; what sees the model's modules holds the block alone.
     """
 
-    def __init__(self, session: Session, model: nn.Module) -> None:
-        # Not held: the session holds this, and the model would wait for the garbage collector.
-        self._session, self._model = weakref.ref(session), model
-        self._lock = threading.Lock()
-        self._users = 0
-        self._stack = ExitStack()
+    #: What a with statement holds until its block is over, if one was begun.
+    ending: weakref.ref[Any] | None = None
 
-    def __enter__(self) -> None:
-        with self._lock:
-            self._users += 1
-            if self._users > 1:
-                return
-            with ExitStack() as stack:
-                stack.enter_context(EAGER)
-                for module in self._model.modules():
-                    root, session = module is self._model, self._session()
-                    assert session is not None
-                    enter = session.enter_model if root else session.enter_module
-                    leave = session.leave_model if root else session.leave_module
-                    # First, so that the user's own hooks count as part of the model.
-                    before = module.register_forward_pre_hook(enter, with_kwargs=True, prepend=root)
-                    stack.callback(before.remove)
-                    after = module.register_forward_hook(leave, with_kwargs=True, always_call=True)
-                    stack.callback(after.remove)
-                self._stack = stack.pop_all()
+    def __init__(
+        self,
+        composite: Composite,
+        model: nn.Module,
+        observer: Observer | None = None,
+        *,
+        once: bool = False,
+        parameters: bool = False,
+    ) -> None:
+        self.block = Block(composite, model, observer, once=once, parameters=parameters)
 
-    def __exit__(self, *exception: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                self._stack.close()
+    def __enter__(self) -> Composite:
+        block = self.block
+        if block.entered:
+            raise LRPError("This context was entered before; call composite.context(model) anew for each with block.")
+        try:
+            life = None if self.ending is None else self.ending()
+            block.enter(self if life is None else life)
+        except BaseException:
+            block.close()
+            raise
+        return block.composite
 
+    __exit__ = Ending(Block.__exit__, lambda session: session.block)
 
-class _Swap:
-    """Other rules for the part of a run that is inside one module; undone on exit."""
-
-    def __init__(self, session: Session, run: Run, plan: Plan, cache: WeightCache, module: nn.Module) -> None:
-        self._run = run
-        self._before = (run.plan, run.cache)
-        # The outer context's hook on this module may have come first, and its counterpart will not see the end.
-        frames = run.frames
-        self.depth = len(frames) - (bool(frames) and frames[-1].module is module)
-        run.plan, run.cache = plan, cache
-        frames.append(Frame(module, hooked=bool(frames) and frames[-1].hooked))
-        THREAD.runs.append((session, run))
-
-    def __exit__(self, *exception: object) -> None:
-        THREAD.runs.pop()
-        self._run.plan, self._run.cache = self._before
-        del self._run.frames[self.depth :]
-
-
-def _calls_of(module: nn.Module) -> int:
-    """Return how many calls of a module the current thread is in."""
-    count, frame = 0, sys._getframe(1)
-    while frame is not None:
-        # Of the two frames of a call, the one that is always there.
-        count += frame.f_code is call_of_module.__code__ and frame.f_locals.get("self") is module
-        frame = frame.f_back  # type: ignore[assignment]
-    return count
-
-
-def _of_a_copy() -> Session:
-    from lrphooks.composite import Composite  # noqa: PLC0415  # composites import this module
-
-    return Session(Composite(), nn.Module())
+    @property
+    def _weights(self) -> WeightStore:
+        return self.block.weights
