@@ -215,7 +215,7 @@ def _asks_for_values(error: Exception) -> bool:
 
 
 def _untraceable(error: Exception) -> LRPError:
-    site = site_of(traceback.extract_tb(error.__traceback__))
+    site = site_of(reversed(list(traceback.walk_tb(error.__traceback__))))
     reason = str(error).splitlines()[0][:200] if str(error) else ""
     return LRPError(
         f"The explanation cannot become a graph{f': {site}' if site else ''} asks for values of tensors, which a graph "

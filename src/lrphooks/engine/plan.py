@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from lrphooks import matching
 from lrphooks.assignment import assign, is_linear_layer
 from lrphooks.engine.errors import UnmatchedError, UnmatchedWarning
+from lrphooks.engine.reporting import warn
 from lrphooks.engine.serving import FUNCTION, check_entries, serves
 from lrphooks.engine.weighted import SUMS
 from lrphooks.operations import Operation
@@ -91,7 +91,7 @@ class Plan:
         )
         if policy == "error":
             raise UnmatchedError(message)
-        warnings.warn(message, UnmatchedWarning, stacklevel=4)
+        warn(message, UnmatchedWarning)
         # A rule of their own keeps the run from warning of each again.
         self._layers.update((id(module), ((Gradient(), None),)) for module in unmatched)
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from lrphooks.engine.errors import UnmatchedError, UnmatchedWarning
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
+
+#: Where code lies that runs on behalf of the model's. A user's project may lie in a folder of any name, so these are
+#: the places of the packages themselves.
+_BETWEEN = (
+    str(Path(__file__).parents[1]) + os.sep,
+    str(Path(torch.__file__).parent) + os.sep,
+    contextlib.__file__,
+)
 
 
 def report(run: Run, what: str, reason: str, matcher: str, shapes: Iterable[Any] = ()) -> None:
@@ -24,7 +38,7 @@ def report(run: Run, what: str, reason: str, matcher: str, shapes: Iterable[Any]
         run.observer.fell_back(what.removeprefix("operation "))
     if policy == "gradient":
         return
-    site = site_of(traceback.extract_stack(sys._getframe(1)))
+    site = site_of(traceback.walk_stack(sys._getframe(1)))
     listed = ", ".join(map(str, shapes))
     message = (
         f"{what} in {run.name_of_running()}{f' ({site})' if site else ''}{f' on shape {listed}' if listed else ''}: "
@@ -33,13 +47,23 @@ def report(run: Run, what: str, reason: str, matcher: str, shapes: Iterable[Any]
     )
     if policy == "error":
         raise UnmatchedError(message)
-    warnings.warn(message, UnmatchedWarning, stacklevel=2)
+    warn(message, UnmatchedWarning)
 
 
-def site_of(frames: traceback.StackSummary) -> str:
-    """Return file and line of the innermost of some frames outside torch and this package."""
-    for frame in reversed(frames):
-        parts = frame.filename.replace("\\", "/")
-        if "/lrphooks/" not in parts and "/torch/" not in parts:
-            return f"{frame.filename}:{frame.lineno}"
-    return ""
+def site_of(frames: Iterable[tuple[FrameType, int]]) -> str:
+    """Return file and line of the first of some frames, innermost first, that is the model's or the user's own."""
+    return next((f"{frame.f_code.co_filename}:{line}" for frame, line in frames if _is_own(frame)), "")
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Issue a warning that points at the user's line, however deep in torch and this package it comes from."""
+    level = 2
+    for frame, _ in traceback.walk_stack(sys._getframe(1)):
+        if _is_own(frame):
+            break
+        level += 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_own(frame: FrameType) -> bool:
+    return not frame.f_code.co_filename.startswith(_BETWEEN)
