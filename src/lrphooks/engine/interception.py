@@ -8,11 +8,13 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
 
 from lrphooks.engine.call import tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
+from lrphooks.engine.provenance import SEEN
 from lrphooks.operations import lookup
 
 if TYPE_CHECKING:
@@ -80,4 +82,20 @@ class Interception(DeviceContext):
         if torch._C._are_functorch_transforms_active():
             moves = operation.kind in ("shape", "split")
             refuse_transformed(tensors_in((args, kwargs or {})), self.run.carries, moves=moves)
-        return self.run.execute(operation, func, args, kwargs or {})
+        run = self.run
+        try:
+            out = run.execute(operation, func, args, kwargs or {})
+        except Exception:
+            # It may be the first to take what an operation without a rule made.
+            run.end(tensors_in((args, kwargs or {})))
+            raise
+        # Written out for the usual case, since this is for every call.
+        if isinstance(out, Tensor) and not (args and out is args[0]):
+            node: Any = out.grad_fn
+            if node is not None:
+                node.metadata[SEEN] = run.provenance.token
+        else:
+            run.provenance.see(tensors_in((args[:1], out)))
+        if run.reports.new:
+            run.reports.place(tensors_in((args[0] if out is None and args else out,)))
+        return out

@@ -22,9 +22,9 @@ from lrphooks.engine.interception import Interception
 from lrphooks.engine.layer_call import behind_hooks
 from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
-from lrphooks.engine.provenance import Provenance, behind, made_by_function
-from lrphooks.engine.reporting import report
+from lrphooks.engine.provenance import SEEN, Provenance, behind
 from lrphooks.engine.serving import serves
+from lrphooks.engine.unmatched import Reports, report
 from lrphooks.engine.weighted import SUMS, weighted_product, weighted_sum
 from lrphooks.layers.linear_map import Summation
 from lrphooks.operations import Operation, expression
@@ -75,6 +75,7 @@ class Run:
         self.unrolled = ""
         self._claimed: dict[Any, tuple[int, str]] = {}
         self.provenance = Provenance()
+        self.reports = Reports()
         self._shields: dict[int, tuple[Tensor, Tensor]] = {}
 
     # --- the boundary ---
@@ -126,9 +127,10 @@ class Run:
 
     def leave_output(self, output: Tensor) -> Tensor:
         """Return an output of the model as the user is to see it."""
-        function = made_by_function(output) if notes.read(output, self) is None else None
-        if function is not None and self.provenance.leads(output):
-            functions.serve(self, output, function)
+        node: Any = output.grad_fn
+        unseen = node is not None and node.metadata.get(SEEN) is not self.provenance.token
+        if unseen and notes.read(output, self) is None and self.provenance.leads(output):
+            functions.serve(self, output)
         note = notes.read(output, self)
         stopped = note is not None and note.constant == "stopped"
         settled = settling.settled(self, output)
@@ -136,6 +138,10 @@ class Run:
         if self.observer is not None:
             self.observer.output(self, settled, out)
         return out
+
+    def end(self, output: Any) -> None:
+        """Tell of operations without a rule that all of the output of the model comes from."""
+        self.reports.end((t for t in containers.tensors(output) if t.requires_grad), self.provenance.reaches)
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Begin a module; return its arguments where they change."""
@@ -279,8 +285,10 @@ class Run:
                 continue
             note = None if tensor.is_leaf else notes.read(tensor, self)
             kind = "parameter" if tensor.is_leaf else self._constant_kind(tensor, note)
-            if note is None and not kind and (function := made_by_function(tensor)) is not None:
-                kind = functions.serve(self, tensor, function)
+            if note is None and not kind:
+                node: Any = tensor.grad_fn
+                if node.metadata.get(SEEN) is not self.provenance.token:
+                    kind = functions.serve(self, tensor)
             if kind:
                 constants.append(tensor)
                 stopped = stopped or kind == "stopped"
@@ -352,7 +360,8 @@ class Run:
     def unmatched(self, call: Call, reason: str) -> None:
         """Report an operation without a rule as the composite asks for: an error, a warning, or nothing."""
         name = call.operation.name
-        report(self, f"operation {name}", reason, expression(name), [tuple(t.shape) for t in call.dependent])
+        way = f"Add an entry for it to the composite, such as ({expression(name)}, lrphooks.rules.Gradient())"
+        report(self, f"operation {name}", reason, way, [tuple(t.shape) for t in call.dependent])
 
     def name_of_running(self) -> str:
         """Return the module that is running as messages name it."""

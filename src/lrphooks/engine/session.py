@@ -115,7 +115,9 @@ class Session(AbstractContextManager["Composite"]):
         self._running.pop().__exit__(None, None, None)
         if output is None or isinstance(mode, _Swap):
             return None
-        return containers.map_tensors(output, run.leave_output, "output", keep=lambda t: not t.requires_grad)
+        output = containers.map_tensors(output, run.leave_output, "output", keep=lambda t: not t.requires_grad)
+        run.end(output)
+        return output
 
     def enter_module(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
         """Note which module runs."""

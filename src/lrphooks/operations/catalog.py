@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from torch._library.custom_ops import CustomOpDef
 from torch.overrides import resolve_name
 
 from lrphooks.operations import names
@@ -161,9 +162,12 @@ def lookup(function: Callable[..., Any]) -> Operation:
     table = _looked_up()
     found = table.get(function)
     if found is None:
+        if isinstance(function, CustomOpDef):
+            # What its decorator returns; calls of it are calls of the overload.
+            function = function._opoverload
         if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
             packet = function.overloadpacket if isinstance(function, torch._ops.OpOverload) else function
-            found = _overload(packet.__name__) if "aten" in str(packet) else Operation(str(packet), "unknown")
+            found = _overload(packet.__name__) if str(packet).startswith("aten.") else Operation(str(packet), "unknown")
         else:
             found = _unlisted(function)
         table[function] = found
@@ -185,3 +189,13 @@ def _unlisted(function: Callable[..., Any]) -> Operation:
 def identify(function: Callable[..., Any]) -> str:
     """Return the plain name of a torch function, the one that all its aliases share."""
     return lookup(function).name
+
+
+@cache
+def _squeezed() -> dict[str, Operation]:
+    return {name.replace("_", "").lower(): classify(name) for name in (*names.ALIASES, *_KINDS)}
+
+
+def by_node(name: str) -> Operation:
+    """Return the operation that leaves an autograd node of a name, such as ``NativeLayerNorm``, if it can be told."""
+    return _squeezed().get(name.lower()) or Operation(name, "unknown")

@@ -9,13 +9,14 @@ from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, Metho
 from typing import Any, TypeGuard
 
 import torch
+from torch._library.custom_ops import CustomOpDef
 from torch.overrides import get_overridable_functions
 
 from lrphooks.operations import names
 from lrphooks.operations.catalog import NAMESPACES, is_known, lookup
 
 _CALLABLES = (BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType)
-_OVERLOADS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+_OVERLOADS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket, CustomOpDef)
 
 
 @cache
