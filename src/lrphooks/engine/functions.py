@@ -24,7 +24,7 @@ from lrphooks.engine.handlers.common import stop
 from lrphooks.engine.nodes import PassNode, zero_link
 from lrphooks.engine.passing import Source, passed
 from lrphooks.engine.provenance import function_of, made_at, past_hooks
-from lrphooks.engine.unmatched import report
+from lrphooks.engine.unmatched import KEEP, entry, report
 from lrphooks.engine.weighted import SUMS
 from lrphooks.operations import by_node
 from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
@@ -104,8 +104,7 @@ def _report(run: Run, node: Any, function: type[Function], *shapes: tuple[int, .
         "what it computes cannot be seen, and it keeps the gradient that it defines. If it acts on each element by "
         "itself and keeps 0, as activations do, give it lrphooks.rules.Identity()"
     )
-    way = f"Add an entry for it to the composite, such as ({function.__name__}, lrphooks.rules.Gradient())"
-    report(run, f"autograd function {function.__name__}", reason, way, shapes, [node])
+    report(run, f"autograd function {function.__name__}", reason, entry(function.__name__), shapes, [node])
 
 
 def _out_of_sight(run: Run, start: Any) -> list[Any]:
@@ -147,7 +146,8 @@ def _report_hidden(run: Run, nodes: list[Any], *shapes: tuple[int, ...]) -> None
     )
     way = (
         "Let the model run the Python function that the TorchScript was made from (the environment variable "
-        "PYTORCH_JIT=0 does so for all), or the operations in its own thread, or write them in operations of torch"
+        "PYTORCH_JIT=0 does so for all), or the operations in its own thread, or write them in operations of torch, or "
+        f"{KEEP}"
     )
     report(run, "operations out of sight", reason, way, shapes, nodes)
 

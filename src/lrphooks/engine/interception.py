@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
 
-from lrphooks.engine.call import tensors_in
+from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
+from lrphooks.engine.cuts import has_values
 from lrphooks.engine.provenance import SEEN
 from lrphooks.operations import lookup
 
@@ -78,7 +79,9 @@ class Interception(DeviceContext):
             return func(*args, **(kwargs or {}))
         if not torch.is_grad_enabled():
             refuse_reentrant_checkpoint()
-            return func(*args, **(kwargs or {}))
+            out = func(*args, **(kwargs or {}))
+            self.run.cuts.without_gradients(self.run, Call(operation, func, args, kwargs or {}), out)
+            return out
         if torch._C._are_functorch_transforms_active():
             moves = operation.kind in ("shape", "split")
             refuse_transformed(tensors_in((args, kwargs or {})), self.run.carries, moves=moves)
@@ -87,15 +90,19 @@ class Interception(DeviceContext):
             out = run.execute(operation, func, args, kwargs or {})
         except Exception:
             # It may be the first to take what an operation without a rule made.
-            run.end(tensors_in((args, kwargs or {})))
+            run.tell(tensors_in((args, kwargs or {})))
             raise
         # Written out for the usual case, since this is for every call.
         if isinstance(out, Tensor) and not (args and out is args[0]):
             node: Any = out.grad_fn
             if node is not None:
                 node.metadata[SEEN] = run.provenance.token
+            elif has_values(out):
+                run.cuts.without_derivative(run, Call(operation, func, args, kwargs or {}), out)
         else:
             run.provenance.see(tensors_in((args[:1], out)))
         if run.reports.new:
             run.reports.place(tensors_in((args[0] if out is None and args else out,)))
+        if run.cuts.held:
+            run.cuts.use(run, Call(operation, func, args, kwargs or {}), out)
         return out

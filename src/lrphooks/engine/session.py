@@ -17,6 +17,7 @@ from lrphooks.engine.checks import check_gradients_enabled, check_model, refuse_
 from lrphooks.engine.eager import EAGER
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.interception import THREAD, Interception
+from lrphooks.engine.leaving import leave_outputs
 from lrphooks.engine.plan import Plan
 from lrphooks.engine.run import Frame, Run
 
@@ -115,9 +116,7 @@ class Session(AbstractContextManager["Composite"]):
         self._running.pop().__exit__(None, None, None)
         if output is None or isinstance(mode, _Swap):
             return None
-        output = containers.map_tensors(output, run.leave_output, "output", keep=lambda t: not t.requires_grad)
-        run.end(output)
-        return output
+        return leave_outputs(run, output)
 
     def enter_module(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
         """Note which module runs."""

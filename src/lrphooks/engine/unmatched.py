@@ -14,6 +14,7 @@ import torch
 
 from lrphooks.engine.errors import UnmatchedError, UnmatchedWarning
 from lrphooks.engine.reporting import Place, warn
+from lrphooks.operations import Operation, expression
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,24 +81,31 @@ class Reports:
     def end(self, outputs: Iterable[Tensor], leads: Callable[[Any], bool]) -> None:
         """Tell of those that every output of the model comes from, by nodes that lead to the explained input."""
         placed, self._placed = self._placed, []
-        reached = [_behind(output.grad_fn, leads) for output in outputs] if placed else []
+        reached = [nodes_behind(output.grad_fn, leads) for output in outputs] if placed else []
         for unmatched, nodes in placed:
             if reached and all(any(node in each for node in nodes) for each in reached):
                 unmatched.tell()
 
 
 def report(
-    run: Run, what: str, reason: str, way: str, shapes: Iterable[Any] = (), nodes: list[Any] | None = None
+    run: Run,
+    what: str,
+    reason: str,
+    way: str,
+    shapes: Iterable[Any] = (),
+    nodes: list[Any] | None = None,
+    *,
+    always: bool = False,
 ) -> None:
     """Have an operation told of as the composite says: by an error, a warning, or not at all.
 
     It waits at the nodes that made its results, or where they are not given, at those of the call that now runs.
-    ``way`` says what to do about it.
+    ``way`` says what to do about it; ``always`` makes it an error whatever the composite says.
     """
     if torch._C._current_graph_task_id() != -1:
         # What a checkpoint runs again was told of before.
         return
-    policy = run.plan.composite.unmatched
+    policy = "error" if always else run.plan.composite.unmatched
     if run.observer is not None and policy != "error":
         run.observer.fell_back(what.removeprefix("operation "))
     if policy == "gradient":
@@ -106,7 +114,7 @@ def report(
     listed = ", ".join(map(str, shapes))
     message = (
         f"{what} in {run.name_of_running()}{f' ({place})' if place else ''}{f' on shape {listed}' if listed else ''}: "
-        f'{reason}. {way}, or choose unmatched="warn" or "gradient" to keep its plain gradient.'
+        f"{reason}. {way}."
     )
     unmatched = Unmatched(message, policy, run.passes, place)
     if nodes is None:
@@ -115,7 +123,28 @@ def report(
         run.reports.wait(unmatched, nodes)
 
 
-def _behind(start: Any, leads: Callable[[Any], bool]) -> set[Any]:
+#: The way out where the plain gradient may be kept.
+KEEP = 'choose unmatched="warn" or "gradient" to keep its plain gradient'
+
+
+def entry(matcher: str) -> str:
+    """Return the way out where an entry of the composite may say that the gradient is right."""
+    return f"Add an entry for it to the composite, such as ({matcher}, lrphooks.rules.Gradient()), or {KEEP}"
+
+
+#: Why an operation without a derivative cannot be kept.
+NO_DERIVATIVE = "it has no derivative, so no relevance can come back through it"
+
+
+def way_without_derivative(operation: Operation) -> str:
+    """Return the way out where an operation has no derivative."""
+    return (
+        "Register one (torch.library.register_autograd), write it in operations of torch, or declare its value a "
+        f"constant: ({expression(operation.name)}, lrphooks.rules.Constant())"
+    )
+
+
+def nodes_behind(start: Any, leads: Callable[[Any], bool]) -> set[Any]:
     """Return the nodes behind one, itself among them, that lead to the explained input."""
     waiting, found = [start], set()
     while waiting:
