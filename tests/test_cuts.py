@@ -211,7 +211,7 @@ def test_a_model_that_disables_gradients_altogether_is_refused_by_its_module(lea
             return self.head(F.relu(z))
 
     model = Frozen().double().requires_grad_(learning)
-    message = r"no relevance to hand.*operation linear in module 'body' \(Linear\).*torch\.no_grad\(\)"
+    message = r"does not depend on the input.*operation linear in module 'body' \(Linear\).*torch\.no_grad\(\)"
     with pytest.raises(LRPError, match=message):
         lrp(model, X, 0, EXACT)
     with pytest.raises(LRPError, match=message), EXACT.context(model):

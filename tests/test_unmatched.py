@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import lrphooks
-from lrphooks import Composite, UnmatchedError, UnmatchedWarning, audit, explain, lrp, lrp_targets
+from lrphooks import Composite, LRPError, UnmatchedError, UnmatchedWarning, audit, explain, lrp, lrp_targets
 from lrphooks.matching import AnyLinear
-from lrphooks.rules import Epsilon
+from lrphooks.rules import Epsilon, ZPlus
 from small_networks import equal
 
 EXACT = Composite([(AnyLinear, Epsilon(0))])
@@ -223,3 +223,83 @@ def test_an_operation_of_torch_library_is_matched_by_all_its_names(named, called
         lrp(model(lambda z: z * SPELT[called](z, 3.0)), X, 0, gated),
         lrp(model(lambda z: z * (z * 3.0).detach()), X, 0, EXACT),
     )
+
+
+# --- operations that run functions of the model's own ---
+
+
+class Branching(nn.Module):
+    """Chooses a layer by the input, in Python or by torch.cond; the branches use values that are not their operands."""
+
+    def __init__(self, *, written_out):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 3)
+        self.written_out = written_out
+        self.double()
+
+    def forward(self, x):
+        z = self.stem(x)
+        if self.written_out:
+            return self.a(z) if x.sum() > 0 else F.relu(self.b(z))
+        return torch.cond(x.sum() > 0, lambda t: self.a(t), lambda t: F.relu(self.b(t)), (z,))
+
+
+@pytest.mark.parametrize("rule", [Epsilon(0.1), ZPlus()], ids=repr)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_torch_cond_is_the_branch_that_it_runs(sign, rule):
+    composite = Composite([(AnyLinear, rule)])
+    found = lrp(Branching(written_out=False), sign * X, 0, composite)
+    equal(found, lrp(Branching(written_out=True), sign * X, 0, composite))
+
+
+def test_torch_cond_of_values_that_its_branches_hold():
+    def function(z):
+        return torch.ops.higher_order.cond(torch.tensor(True), lambda: z * z.sigmoid(), lambda: z, ())
+
+    def model(f):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 4), Calls(f)).double()
+
+    equal(lrp(model(function), X, 0, EXACT), lrp(model(lambda z: z * z.sigmoid()), X, 0, EXACT))
+
+
+def test_a_loop_of_torch_is_its_body_again_and_again():
+    def function(z):
+        step = lambda i, h: (i + 1, h * torch.sigmoid(h))  # noqa: E731
+        return torch.ops.higher_order.while_loop(lambda i, h: i < 3, step, (torch.tensor(0), z), ())[1]
+
+    def written_out(z):
+        for _ in range(3):
+            z = z * torch.sigmoid(z)
+        return z
+
+    def model(f):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 4), Calls(f)).double()
+
+    equal(lrp(model(function), X, 0, EXACT), lrp(model(written_out), X, 0, EXACT))
+
+
+def test_other_operations_that_run_functions_are_reported_before_they_do():
+    def scan(z):
+        return torch.ops.higher_order.scan(lambda h, x: (h + x, h * x), [z[0]], [z], ())[1]
+
+    model = nn.Sequential(nn.Linear(4, 4), Calls(scan)).double()
+    message = r"operation higher_order\.scan in module '1' \(Calls\) \(.*\.py:\d+\) on shape .* cannot be seen"
+    with pytest.raises(UnmatchedError, match=message):
+        lrp(model, X, 0, EXACT)
+
+
+def test_token_ids_beside_a_mask_of_numbers_are_told_of():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+        def forward(self, ids, mask):
+            return self.head((self.embedding(ids) * (mask > 0)[..., None]).mean(1))
+
+    ids, mask = torch.tensor([[1, 2, 3]]), torch.ones(1, 3)
+    with pytest.raises(LRPError, match=r"torch\.int64, .* token ids, explain their embeddings .*inputs_embeds"):
+        lrp(Masked(), (ids, mask), 0, EXACT)

@@ -117,7 +117,10 @@ class Cuts:
         whole = None if any(run.provenance.leads(t) for t in outputs) else self._of(outputs)
         self._made, self.held = {}, {}
         if whole is not None:
-            raise LRPError(f"The output of the model has no relevance to hand to its input. {whole.message}")
+            raise LRPError(
+                "The output of the model does not depend on the input through any differentiable path, so there is no "
+                f"relevance: {whole.message}"
+            )
         reached = set().union(*(nodes_behind(t.grad_fn, leads) for t in outputs))
         for cut in made:
             for node in nodes_behind(cut.node, leads) if cut.told else ():

@@ -19,6 +19,7 @@ from lrphooks.engine.cuts import Cuts
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler
+from lrphooks.engine.handlers.composed import HIGHER_ORDER
 from lrphooks.engine.interception import Interception
 from lrphooks.engine.layer_call import behind_hooks
 from lrphooks.engine.nodes import InputNode, Passes, ScaleNode
@@ -224,6 +225,8 @@ class Run:
         # Of x.type_as(y) and its like, the second operand gives a shape or a type alone.
         data = args[:1] if operation.name in SHAPED_BY_ANOTHER else (*args, *kwargs.values()) if kwargs else args
         dependent, constants, waiting, stopped = self._survey(data)
+        if not dependent and operation.name in HIGHER_ORDER:
+            return HANDLERS["composed"](self, Call(operation, function, args, kwargs), Gradient())
         if not dependent:
             out = self._constant(function, args, kwargs, constants, stopped)
             if stopped and self.plan.softmax_is_ruled:

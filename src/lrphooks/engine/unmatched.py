@@ -99,7 +99,8 @@ def report(
 ) -> None:
     """Have an operation told of as the composite says: by an error, a warning, or not at all.
 
-    It waits at the nodes that made its results, or where they are not given, at those of the call that now runs.
+    It waits at the nodes that made its results, or where they are not given, at those of the call that now runs; where
+    there are none, it is told at once.
     ``way`` says what to do about it; ``always`` makes it an error whatever the composite says.
     """
     if torch._C._current_graph_task_id() != -1:
@@ -119,6 +120,8 @@ def report(
     unmatched = Unmatched(message, policy, run.passes, place)
     if nodes is None:
         run.reports.new.append(unmatched)
+    elif not nodes:
+        unmatched.tell()
     else:
         run.reports.wait(unmatched, nodes)
 

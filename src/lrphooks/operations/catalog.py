@@ -165,7 +165,10 @@ def lookup(function: Callable[..., Any]) -> Operation:
         if isinstance(function, CustomOpDef):
             # What its decorator returns; calls of it are calls of the overload.
             function = function._opoverload
-        if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        if isinstance(function, torch._ops.HigherOrderOperator):
+            inside = function.__name__ in names.HIGHER_ORDER.split()
+            found = Operation(f"higher_order.{function.__name__}", "composed" if inside else "unknown")
+        elif isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
             packet = function.overloadpacket if isinstance(function, torch._ops.OpOverload) else function
             found = _overload(packet.__name__) if str(packet).startswith("aten.") else Operation(str(packet), "unknown")
         else:

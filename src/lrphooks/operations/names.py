@@ -112,6 +112,9 @@ COMPOSED = """
     lp_pool3d
 """
 
+#: Operations of torch.ops.higher_order that run functions of the model's own, and are run as these.
+HIGHER_ORDER = "cond while_loop wrap_with_set_grad_enabled"
+
 RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
 
 #: Second names of operations. Rules for one name hold for all.

@@ -16,7 +16,7 @@ from lrphooks.operations import names
 from lrphooks.operations.catalog import NAMESPACES, is_known, lookup
 
 _CALLABLES = (BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType)
-_OVERLOADS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket, CustomOpDef)
+_OVERLOADS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator, CustomOpDef)
 
 
 @cache

@@ -11,7 +11,7 @@ from torch._library.custom_ops import OPDEFS
 from lrphooks.engine.call import Call, replace_tensors, tensors_in
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import stop
-from lrphooks.engine.unmatched import NO_DERIVATIVE, report, way_without_derivative
+from lrphooks.engine.unmatched import KEEP, NO_DERIVATIVE, report, way_without_derivative
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant
 
@@ -25,6 +25,8 @@ _STUBS = ("NotImplemented", "torch::autograd::WarnNotImplemented")
 def unknown(run: Run, call: Call, _: Rule) -> Any:
     """Run the operation."""
     rule = run.plan.operation_rule(call.operation, run.frames)
+    if rule is None and isinstance(call.function, torch._ops.HigherOrderOperator):
+        _refuse_hidden(run, call)
     out = call.invoke()
     made = [t for t in tensors_in((out,)) if t.requires_grad]
     if isinstance(rule, Constant):
@@ -43,6 +45,17 @@ def unknown(run: Run, call: Call, _: Rule) -> Any:
     elif rule is None and made:
         run.unmatched(call, "lrphooks has no rule for it")
     return out
+
+
+def _refuse_hidden(run: Run, call: Call) -> None:
+    """Tell of an operation that runs functions of the model's own out of sight, before it does: it may fail."""
+    reason = "what it runs inside cannot be seen"
+    way = (
+        "Write it out in operations of torch, as torch.nn.functional.scaled_dot_product_attention for attention "
+        f"(attn_implementation='sdpa' in transformers), or {KEEP}"
+    )
+    shapes = [tuple(t.shape) for t in call.dependent]
+    report(run, f"operation {call.operation.name}", reason, way, shapes, nodes=[])
 
 
 def _lacks_derivative(call: Call, result: Tensor) -> bool:
