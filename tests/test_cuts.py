@@ -294,3 +294,46 @@ def test_a_layer_with_a_kernel_without_a_derivative_is_refused(rule):
 def test_compiled_explanations_refuse_as_well():
     with pytest.raises(LRPError, match=r"no path"), pytest.warns(UserWarning, match="runs under"):
         compiled(Towers("no_grad"), EXACT)((X, Y), 0)
+
+
+# --- recorded modules that relevance cannot reach ---
+
+
+class Aside(nn.Module):
+    """A module beside the path of the explained input, and gates on it."""
+
+    def __init__(self, how=""):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.side, self.gate, self.head = (nn.Linear(4, 4) for _ in range(4))
+        self.how = how
+        self.squash = nn.Sigmoid()
+        self.double()
+
+    def forward(self, x):
+        z = self.stem(x)
+        if self.how == "no_grad":
+            with torch.no_grad():
+                other = self.side(z)
+        else:
+            other = self.side(z.detach() if self.how == "detach" else torch.ones_like(z))
+        return self.head(z * self.squash(self.gate(z)) + other)
+
+
+@pytest.mark.parametrize("learning", [True, False])
+@pytest.mark.parametrize("how", ["detach", "", "no_grad"])
+@pytest.mark.filterwarnings("ignore:operation linear")
+def test_a_recorded_module_that_the_input_does_not_reach_is_told_of(how, learning):
+    model = Aside(how).requires_grad_(learning)
+    reason = r"operation linear in module 'side' .*torch\.no_grad" if how == "no_grad" else "detached"
+    with pytest.warns(UserWarning, match=rf"recorded of module 'side' is zero.*{reason}"):
+        found = explain(model, X, 0, EXACT, record=["side", "stem"])
+    assert not found.recorded["side"].any()
+    assert found.recorded["stem"].abs().max() > 0
+
+
+def test_a_recorded_module_that_counts_as_a_constant_is_silent():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = explain(Aside("detach"), X, 0, EXACT, record=["squash", "gate", "stem"])
+    assert not found.recorded["squash"].any()

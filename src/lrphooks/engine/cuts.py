@@ -131,6 +131,11 @@ class Cuts:
                         "out of what is explained: wrap the model in a module that holds it."
                     )
 
+    def reason(self, tensor: Tensor) -> str:
+        """Return what is to be said of the operation that cut a tensor off, empty if none did."""
+        cut = self._of((tensor,))
+        return "" if cut is None else cut.message
+
     # --- helpers ---
 
     def _cut(

@@ -23,6 +23,7 @@ from lrphooks.engine import containers, notes
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.nodes import Node, ScaleNode, zero_link
 from lrphooks.engine.observer import Observer
+from lrphooks.engine.reporting import warn
 from lrphooks.rules.base import Rule
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ class Taps(Observer):
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._modules = modules
         self._views: list[tuple[str, Tensor, int]] = []
+        #: Why outputs have no relevance to tell of, by the names of the modules.
+        self._aside: dict[str, str] = {}
         self.calls: dict[str, list[TappedCall]] = {}
 
     def check(self) -> None:
@@ -125,6 +128,16 @@ class Taps(Observer):
                     "place after that, so its relevance cannot be told. Take the module before it, or the one that "
                     "overwrites it."
                 )
+
+        aside = [n for n in self._aside if not any(t.arrivals for call in self.calls[n] for t in call.tapped)]
+        if aside:
+            listed = ", ".join(repr(name) for name in aside[:5]) + (f" and {len(aside) - 5} more" if aside[5:] else "")
+            reasons = " ".join(dict.fromkeys(self._aside[name] for name in aside if self._aside[name]))
+            warn(
+                f"What is recorded of module {listed} is zero: its output does not depend on the explained input "
+                f"through any differentiable path{f': {reasons}' if reasons else ', or was detached from it.'}",
+                UserWarning,
+            )
 
     @property
     def edges(self) -> list[GradientEdge]:
@@ -160,6 +173,8 @@ class Taps(Observer):
                 if tensor._is_view():
                     self._views.append((name, tensor, tensor._version))
                 tapped.append(self._tap(run, tensor))
+                if not run.carries(tensor) and not _is_stopped(run, tensor):
+                    self._aside[name] = run.cuts.reason(tensor)
                 return tapped[-1].empty
 
             self.calls.setdefault(name, []).append(
@@ -230,6 +245,12 @@ class Taps(Observer):
         if note is not None and note.link is not None:
             notes.write(tensor, run, link=partial(_watched, run, note.link, tapped))
         return tapped
+
+
+def _is_stopped(run: Run, tensor: Tensor) -> bool:
+    """Whether a rule says that a tensor is a constant, which has no relevance by right."""
+    note = notes.read(tensor, run)
+    return note is not None and note.constant == "stopped"
 
 
 def _watched(run: Run, link: Callable[[], Tensor | None], tapped: Tapped) -> Tensor | None:
