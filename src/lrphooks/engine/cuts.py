@@ -68,6 +68,8 @@ class Cuts:
                 "so no relevance comes back through it. Enable gradients there; if it is meant, x.detach() says so"
             )
             cut = self._cut(run, call, message, carrying, _warn)
+            if run.observer is not None:
+                run.observer.taken_out(run, how)
         if cut is not None:
             self._hold(_results(call, out), cut)
 

@@ -16,7 +16,7 @@ from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
 from lrphooks.engine.cuts import has_values
 from lrphooks.engine.provenance import SEEN
-from lrphooks.operations import lookup
+from lrphooks.operations import lookup, names
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -76,6 +76,8 @@ class Interception(DeviceContext):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operation = lookup(func)
         if operation.kind == "passive":
+            if self.run.observer is not None and operation.name in names.TAKE_OUT and self.run.carries(args[0]):
+                self.run.observer.taken_out(self.run, operation.name)
             return func(*args, **(kwargs or {}))
         if not torch.is_grad_enabled():
             refuse_reentrant_checkpoint()

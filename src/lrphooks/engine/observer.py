@@ -60,6 +60,10 @@ class Observer(ABC):
         """Note an operation without a rule that keeps its plain gradient."""
 
     @abstractmethod
+    def taken_out(self, run: Run, how: str) -> None:
+        """Note values that depend on the explained input and leave the graph there, as by ``detach``."""
+
+    @abstractmethod
     def explained(self, run: Run, x: Tensor) -> None:
         """Note an explained input as the model sees it."""
 

@@ -144,3 +144,6 @@ OPERATORS = {
     "__mod__": "remainder", "__rmod__": "remainder", "__imod__": "remainder_", "__iter__": "iter",
     "__reversed__": "flip",
 }  # fmt: skip
+
+#: What takes the values of a tensor out of the graph.
+TAKE_OUT = frozenset(("detach", "detach_", "data", "item", "tolist", "numpy", "__float__", "__int__", "__format__"))
