@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import lrphooks
 from lrphooks import Composite, LRPError, audit, composites, lrp
@@ -388,3 +389,39 @@ def test_where_gradients_are_disabled_is_listed():
 def test_values_that_do_not_depend_on_the_input_are_not_listed():
     report = audit(Modulated(lambda z: torch.ones(3, dtype=z.dtype).detach()), torch.randn(2, 4).double(), 0)
     assert report.taken_out == {}
+
+
+ODD = {
+    "written in place behind a checkpointed layer": lambda m, t: _zeroed(checkpoint(m.layer, t, use_reentrant=False)),
+    "an operation that has nothing to do": lambda m, t: F.alpha_dropout(m.layer(t), 0.5, training=False),
+    "a derivative within": lambda m, t: _differentiated(m, torch.relu(t)),
+}
+
+
+def _differentiated(model, y):
+    z = model.layer(y)
+    return z * torch.autograd.grad(z.sum(), y, retain_graph=True)[0].sum()
+
+
+def _zeroed(y):
+    y[:, 0] = 0.0
+    return y
+
+
+class Odd(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.function = nn.Linear(4, 3).double(), function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_can_be_explained_can_be_audited(name):
+    x = torch.randn(2, 4, dtype=torch.float64)
+    composite = Composite([(AnyLinear, Epsilon(0.1))])
+    report = audit(Odd(ODD[name]), x, 1, composite)
+    torch.testing.assert_close(report.relevance, float(lrp(Odd(ODD[name]), x, 1, composite).sum()), rtol=1e-12, atol=0)
+    assert report.unexplained < 1e-13
