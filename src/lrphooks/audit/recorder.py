@@ -16,7 +16,6 @@ from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.nodes import ScaleNode
 from lrphooks.engine.observer import Observer
 from lrphooks.engine.provenance import made_by_function
-from lrphooks.engine.reporting import Place
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Pass
 
@@ -140,10 +139,9 @@ class Recorder(Observer):
         """Count an operation that keeps its plain gradient."""
         self.fallbacks[what] += 1
 
-    def taken_out(self, run: Run, how: str) -> None:
-        """Note where values leave the graph."""
-        place = Place.of_running()
-        self.taken[f"{how} in {run.name_of_running()}{f' ({place})' if place else ''}"] += 1
+    def taken_out(self, where: str) -> None:
+        """Count values that leave the graph."""
+        self.taken[where] += 1
 
     def probe(self, run: Run, tensor: Tensor, *, as_relevance: bool = False) -> Tensor:
         """Watch an operand of the operation that is about to run."""

@@ -7,16 +7,13 @@ anyway, a shape or a type are no loss.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lrphooks.engine import containers
 from lrphooks.engine.call import Call, tensors_in
@@ -36,12 +33,15 @@ if TYPE_CHECKING:
 class Cut:
     """One operation whose results lost the graph.
 
-    message: what is to be said of it. tell: says it, once. node: the place in the graph where relevance ends.
+    message: what is to be said of it. tell: says it, once. where: the module and the line. node: the place in the graph
+    where relevance ends. how: what disabled gradients, if anything did.
     """
 
     message: str
     tell: Callable[[], None]
+    where: str
     node: Any
+    how: str = ""
     told: bool = False
 
 
@@ -52,15 +52,13 @@ class Cuts:
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, str], Cut] = {}
-        self.held: dict[int, tuple[ReferenceType[Tensor], Cut]] = {}
+        self.held: dict[int, tuple[ReferenceType[Tensor], Any, Cut]] = {}
 
     def without_gradients(self, run: Run, call: Call, out: Any) -> None:
         """Follow the results of an operation that ran with gradients disabled."""
         operands = _operands(run, call)
         carrying = next((t for t in operands if run.carries(t)), None)
         cut = self._of(operands)
-        if (carrying is None and cut is None) or _in_function():
-            return
         if carrying is not None and cut is None:
             how = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
             message = (
@@ -68,8 +66,7 @@ class Cuts:
                 "so no relevance comes back through it. Enable gradients there; if it is meant, x.detach() says so"
             )
             cut = self._cut(run, call, message, carrying, _warn)
-            if run.observer is not None:
-                run.observer.taken_out(run, how)
+            cut.how = how
         if cut is not None:
             self._hold(_results(call, out), cut)
 
@@ -109,6 +106,8 @@ class Cuts:
             self._hold(_results(call, out), cut)
         elif not cut.told:
             cut.told = True
+            if run.observer is not None and cut.how:
+                run.observer.taken_out(f"{cut.how} in {cut.where}")
             cut.tell()
 
     def end(self, run: Run, output: Any) -> None:
@@ -152,21 +151,23 @@ class Cuts:
         name, where = call.operation.name, run.name_of_running()
         if (name, where) not in self._made:
             place, shape = Place.of_running(), tuple(carrying.shape)
-            text = f"operation {name} in {where}{f' ({place})' if place else ''} on shape {shape}: {message}."
-            self._made[name, where] = Cut(text, lambda: tell(text, place), carrying.grad_fn)
+            here = f"{where} ({place})" if place else where
+            text = f"operation {name} in {here} on shape {shape}: {message}."
+            self._made[name, where] = Cut(text, lambda: tell(text, place), here, carrying.grad_fn)
         return self._made[name, where]
 
     def _of(self, tensors: Iterable[Tensor]) -> Cut | None:
         for tensor in tensors:
             held = self.held.get(id(tensor))
-            if held is not None and held[0]() is tensor:
-                return held[1]
+            # What an autograd function computes runs without gradients too, but its results get its node.
+            if held is not None and held[0]() is tensor and held[1] is tensor.grad_fn:
+                return held[2]
         return None
 
     def _hold(self, tensors: Iterable[Tensor], cut: Cut) -> None:
         for tensor in tensors:
             if has_values(tensor):
-                self.held[id(tensor)] = ref(tensor), cut
+                self.held[id(tensor)] = ref(tensor), tensor.grad_fn, cut
 
 
 def has_values(tensor: Tensor) -> bool:
@@ -177,19 +178,6 @@ def has_values(tensor: Tensor) -> bool:
 def _warn(text: str, place: Place | None) -> None:
     if place is not None:
         place.warn(text, UserWarning)
-
-
-def _in_function() -> bool:
-    """Whether an autograd function is running, whose own node holds the graph of all that it computes."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _APPLY:
-            return True
-        frame = frame.f_back
-    return False
-
-
-_APPLY = Function.apply.__func__.__code__  # type: ignore[attr-defined]  # the stubs take it for a static method
 
 
 def _results(call: Call, out: Any) -> list[Tensor]:

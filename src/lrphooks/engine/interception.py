@@ -16,6 +16,7 @@ from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
 from lrphooks.engine.cuts import has_values
 from lrphooks.engine.provenance import SEEN
+from lrphooks.engine.reporting import Place
 from lrphooks.operations import lookup, names
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ class Interception(DeviceContext):
         operation = lookup(func)
         if operation.kind == "passive":
             if self.run.observer is not None and operation.name in names.TAKE_OUT and self.run.carries(args[0]):
-                self.run.observer.taken_out(self.run, operation.name)
+                place = Place.of_running()
+                where = self.run.name_of_running() + (f" ({place})" if place else "")
+                self.run.observer.taken_out(f"{operation.name} in {where}")
             return func(*args, **(kwargs or {}))
         if not torch.is_grad_enabled():
             refuse_reentrant_checkpoint()

@@ -60,8 +60,8 @@ class Observer(ABC):
         """Note an operation without a rule that keeps its plain gradient."""
 
     @abstractmethod
-    def taken_out(self, run: Run, how: str) -> None:
-        """Note values that depend on the explained input and leave the graph there, as by ``detach``."""
+    def taken_out(self, where: str) -> None:
+        """Note values that depend on the explained input and leave the graph: by what, in which module and line."""
 
     @abstractmethod
     def explained(self, run: Run, x: Tensor) -> None:

@@ -220,7 +220,7 @@ class Taps(Observer):
     def fell_back(self, what: str) -> None:
         """Nor are operations without a rule."""
 
-    def taken_out(self, run: Run, how: str) -> None:
+    def taken_out(self, where: str) -> None:
         """Nor are values that leave the graph."""
 
     def explained(self, run: Run, x: Tensor) -> None:
