@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import lrphooks
 from lrphooks import Composite, LRPError, audit, composites, lrp
@@ -336,3 +337,91 @@ def test_each_activation_is_kept_once_and_so_is_each_gradient(monkeypatch):
     audit(Chain(), x, 0, EXACT)
     activations, gradients, one = 11, 10, x.untyped_storage().nbytes()
     assert (activations + gradients - 1) * one < found[0] <= (activations + gradients) * one + 200
+
+
+class Modulated(nn.Module):
+    """A layer whose output is multiplied by a value of the input that has left the graph."""
+
+    def __init__(self, take):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.take = nn.Linear(4, 3).double(), take
+
+    def forward(self, x):
+        z = self.layer(x)
+        return z * self.take(z)
+
+
+TAKES = {
+    "detach": lambda z: z.detach().abs(),
+    "data": lambda z: z.data.abs(),
+    "item": lambda z: z.sum().item(),
+    "numpy": lambda z: torch.from_numpy(z.detach().numpy().copy()),
+    "tolist": lambda z: torch.tensor(z.tolist(), dtype=z.dtype),
+}
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_where_values_leave_the_graph_is_listed(name):
+    """As a constant factor they absorb nothing, so the books balance without them."""
+    x = torch.randn(2, 4, dtype=torch.float64)
+    report = audit(Modulated(TAKES[name]), x, 0, Composite([(AnyLinear, Epsilon(0))]))
+    assert report.unexplained < 1e-14
+    how = "detach" if name == "numpy" else name
+    line = TAKES[name].__code__.co_firstlineno
+    assert report.taken_out == {f"{how} in the model (Modulated) ({__file__}:{line})": 1}
+    assert f"constant from there on: {how} in the model" in str(report)
+    assert report.to_dict()["taken_out"] == report.taken_out
+
+
+def test_where_gradients_are_disabled_is_listed():
+    def take(z):
+        with torch.no_grad():
+            return z * 2.0
+
+    x = torch.randn(2, 4, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="runs under"):
+        report = audit(Modulated(take), x, 0, Composite([(AnyLinear, Epsilon(0))]))
+    (where,) = report.taken_out
+    assert where.startswith("torch.no_grad() in the model (Modulated) (")
+
+
+def test_values_that_do_not_depend_on_the_input_are_not_listed():
+    report = audit(Modulated(lambda z: torch.ones(3, dtype=z.dtype).detach()), torch.randn(2, 4).double(), 0)
+    assert report.taken_out == {}
+
+
+ODD = {
+    "written in place behind a checkpointed layer": lambda m, t: _zeroed(checkpoint(m.layer, t, use_reentrant=False)),
+    "an operation that has nothing to do": lambda m, t: F.alpha_dropout(m.layer(t), 0.5, training=False),
+    "a derivative within": lambda m, t: _differentiated(m, torch.relu(t)),
+}
+
+
+def _differentiated(model, y):
+    z = model.layer(y)
+    return z * torch.autograd.grad(z.sum(), y, retain_graph=True)[0].sum()
+
+
+def _zeroed(y):
+    y[:, 0] = 0.0
+    return y
+
+
+class Odd(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.function = nn.Linear(4, 3).double(), function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_can_be_explained_can_be_audited(name):
+    x = torch.randn(2, 4, dtype=torch.float64)
+    composite = Composite([(AnyLinear, Epsilon(0.1))])
+    report = audit(Odd(ODD[name]), x, 1, composite)
+    torch.testing.assert_close(report.relevance, float(lrp(Odd(ODD[name]), x, 1, composite).sum()), rtol=1e-12, atol=0)
+    assert report.unexplained < 1e-13

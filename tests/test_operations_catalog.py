@@ -11,7 +11,7 @@ from torch.overrides import get_overridable_functions, resolve_name
 
 from lrphooks import Composite, UnmatchedError
 from lrphooks.matching import AnyLinear
-from lrphooks.operations import catalog, identify, lookup
+from lrphooks.operations import Operation, catalog, identify, lookup
 from lrphooks.rules import Epsilon
 from references.operations import Sandwich, inputs, values
 from references.unknown_operations import INVISIBLE, REPORTED, WITHOUT_DERIVATIVE
@@ -133,6 +133,12 @@ def test_an_unknown_operation_on_constants_is_silent():
 def test_overloads_of_other_libraries_are_unknown():
     assert lookup(torch.ops.prims.sin).kind == "unknown"
     assert lookup(torch.ops.aten.native_layer_norm.default).kind == "unknown"
+
+
+def test_a_library_with_a_name_like_that_of_torch_is_another():
+    library = torch.library.Library("latent", "DEF")
+    library.define("mul(Tensor x, Tensor y) -> Tensor")
+    assert lookup(torch.ops.latent.mul) == Operation("latent.mul", "unknown")
 
 
 ALIASES = {

@@ -6,10 +6,11 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from lrphooks import Composite, LRPError, audit, lrp
+from lrphooks import Composite, LRPError, UnmatchedWarning, audit, lrp
 from lrphooks.matching import AnyLinear
-from lrphooks.rules import Epsilon, ZPlus
+from lrphooks.rules import Epsilon, Gradient, ZPlus
 from small_networks import equal, every_layer, relevance, weighting
 
 ZPLUS = every_layer(ZPlus())
@@ -174,21 +175,137 @@ class Threaded(nn.Module):
         return found[0] * 1.0
 
 
-def test_what_runs_in_another_thread_is_named_by_the_audit():
-    report = audit(Threaded(), X, 0, ZPLUS)
+def scripted(function):
+    """A function in TorchScript, which is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(function)
+
+
+def traced(function):
+    """A function in TorchScript by another way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(function, torch.ones(3, 3, dtype=torch.float64))
+
+
+def swish(z: torch.Tensor) -> torch.Tensor:
+    return z * torch.sigmoid(z)
+
+
+def gate(z: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    return z * torch.sigmoid(g)
+
+
+def joined(z: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """Its plain gradient is what the rules ask for, in sight as well."""
+    return torch.cat((z.flip(-1), torch.relu(z + g)), -1)[:, :3].clone()
+
+
+def in_thread(function):
+    def run(*operands):
+        found = []
+        thread = threading.Thread(target=lambda: found.append(function(*operands)))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    return run
+
+
+HIDDEN = {
+    "script": (lambda: scripted(swish), r"Mul|DifferentiableGraph"),
+    "trace": (lambda: traced(swish), r"Mul|DifferentiableGraph"),
+    "thread": (lambda: in_thread(swish), "Mul, Sigmoid"),
+    "layer in a thread": (lambda: in_thread(nn.Linear(3, 3).double()), "Addmm"),
+}
+USED = {
+    "at the end": lambda f: f,
+    "by an operation": lambda f: lambda z: f(z) * 1.0,
+    "twice": lambda f: lambda z: (y := f(z)) + y * 2.0,
+    "by a function of its own": lambda f: lambda z: Straight.apply(f(z)) + 1.0,
+    "written to": lambda f: lambda z: f(z).add_(1.0),
+    "in a checkpoint": lambda f: lambda z: checkpoint(lambda t: f(t) * 1.0, z, use_reentrant=False),
+    "with a backward hook": lambda f: hooked(f),
+}
+
+
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def hooked(function):
+    """A module that runs a function, and has a backward hook."""
+    module = Calls(function)
+    module.net = nn.Identity()
+    module.register_full_backward_hook(lambda *_: None)
+    return module
+
+
+def kept(policy, rule):
+    return Composite([(Straight, Gradient()), (AnyLinear, rule)], unmatched=policy)
+
+
+@pytest.mark.parametrize(
+    ("how", "use"),
+    # torch cannot run TorchScript in a checkpoint.
+    [(how, use) for how in HIDDEN for use in USED if not (use == "in a checkpoint" and how in ("script", "trace"))],
+)
+def test_what_runs_out_of_sight_is_reported(how, use):
+    make, nodes = HIDDEN[how]
+    message = rf"operations out of sight in the model.*\.py:\d+.*on shape \(3, 3\).* node.* ({nodes})"
+    model = Calls(USED[use](make()))
+    for _ in range(3):  # TorchScript compiles anew, and has other nodes then
+        with pytest.raises(LRPError, match=message + ".* PYTORCH_JIT=0"):
+            lrp(model, X, 0, kept("error", Epsilon(0)))
+    with pytest.warns(UnmatchedWarning, match=message):
+        found = lrp(model, X, 0, kept("warn", Epsilon(0)))
+    leaf = X.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)
+    equal(found, plain * X)
+    equal(lrp(model, X, 0, kept("gradient", Epsilon(0))), plain * X)
+
+
+@pytest.mark.parametrize("rule", [Epsilon(0), ZPlus()], ids=repr)
+def test_what_has_its_gradient_by_the_rules_too_is_not_reported(rule):
+    equal(
+        relevance(kept("error", rule), Calls(lambda z: in_thread(joined)(z, z * 2.0)), X),
+        relevance(kept("error", rule), Calls(lambda z: joined(z, z * 2.0)), X),
+    )
+
+
+def test_a_gate_out_of_sight_is_reported_and_its_operands_have_their_rules():
+    hidden = scripted(gate)
+    with pytest.raises(LRPError, match="operations out of sight"):
+        lrp(Calls(lambda z: hidden(z, z.flip(1))), X, 0, ZPLUS)
+
+
+def test_what_counts_as_a_constant_may_be_made_out_of_sight():
+    hidden = scripted(swish)
+    found = lrp(Calls(lambda z: z * hidden(torch.sigmoid(z))), X, 0, EXACT)
+    equal(found, lrp(Calls(lambda z: z * swish(torch.sigmoid(z)).detach()), X, 0, EXACT))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(Threaded(), "Addmm"), (Calls(lambda z: in_thread(lambda t: t.sigmoid() + 1.0)(z) * 1.0), "Add")],
+    ids=["thread", "operations in a thread"],
+)
+def test_what_runs_out_of_sight_is_named_by_the_audit(model, name):
+    report = audit(model, X, 0, Composite(EXACT.entries if name == "Add" else ZPLUS.entries, unmatched="gradient"))
     assert report.unexplained > 1e-3
-    assert report.hidden == {"Addmm": 1}
+    assert report.hidden == {name: 1}
 
 
 def test_what_runs_in_torchscript_is_named_by_the_audit():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated
-
-        @torch.jit.script
-        def scripted(z: torch.Tensor) -> torch.Tensor:
-            return z.sigmoid() + 1.0
-
-        report = audit(Calls(lambda z: scripted(z) * 1.0), X, 0, EXACT)
+    hidden = scripted(swish)
+    report = audit(Calls(lambda z: hidden(z) * 1.0), X, 0, Composite(EXACT.entries, unmatched="gradient"))
     assert report.unexplained > 1e-3
     assert list(report.hidden.values()) == [1]
 

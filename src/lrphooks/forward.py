@@ -66,12 +66,24 @@ class Inputs:
                 return part.shape[0]
         return None
 
+    @property
+    def _hint(self) -> str:
+        """What may be the matter where no relevance arrives."""
+        others = {str(t.dtype) for t in containers.tensors(self.given) if not t.is_floating_point()}
+        if others:
+            return (
+                f"It may come from the inputs of {', '.join(sorted(others))}, through which none can flow: for token "
+                "ids, explain their embeddings (kwargs={'inputs_embeds': ...} in transformers). Else, does the model "
+                "detach its input, or the target not use the output?"
+            )
+        return "Does the model detach its input, or the target not use the output?"
+
     def arranged(self, grads: Sequence[Tensor | None]) -> Any:
         """Return relevance, one tensor for each leaf, in the structure of the inputs."""
         if all(grad is None for grad in grads):
             raise LRPError(
                 f"{self.who}: the explained output does not depend on the input through any differentiable path, so "
-                "there is no relevance. Does the model detach its input, or the target not use the output?"
+                f"there is no relevance. {self._hint}"
             )
         # An input without a path to the output has no relevance.
         found = iter(torch.zeros_like(t) if grad is None else grad for t, grad in zip(self.leaves, grads, strict=True))

@@ -196,6 +196,26 @@ def is_call_of_forward(module: nn.Module) -> bool:
 
 Overload: Any = _needed("_ops.OpOverload")
 Overloads: Any = _needed("_ops.OpOverloadPacket")
+#: Operations that take functions, such as torch.cond.
+HigherOrder: Any = _needed("_ops.HigherOrderOperator")
+#: What torch.library.custom_op makes.
+CustomOperation: Any = _needed("_library.custom_ops.CustomOpDef")
+
+
+def overload_of(custom: Any) -> Any:
+    """Return the overload that calls of a custom operation are calls of."""
+    return custom._opoverload
+
+
+def has_derivative(name: str) -> bool | None:
+    """Whether a custom operation, by its name "space::operation", has a derivative; None if it is no custom operation.
+
+    Those that were defined in another way are not known here.
+    """
+    definition = torch._library.custom_ops.OPDEFS.get(name)
+    return None if definition is None else definition._backward_fn is not None
+
+
 #: The functions behind those of torch.nn.functional.
 nn_functions: Any = _needed("_C._nn")
 #: Where torch has functions, besides its public namespaces.

@@ -40,6 +40,10 @@ def audit(
     Each sink is computed from the formula of its operation and the plain derivatives of torch, never as a remainder, so
     that ``report.unexplained`` is a test that can fail. It costs several times what :func:`lrphooks.lrp` does.
 
+    The books are of amounts: a rule that gives the right amount to the wrong inputs passes, and so does a value of the
+    input that comes back as a constant factor, which absorbs nothing. ``report.taken_out`` tells where values leave the
+    graph.
+
     The arguments and errors are those of :func:`lrphooks.lrp`.
     """
     composite = checked(composite, "audit")
@@ -76,7 +80,8 @@ def _report(recorder: Recorder, output: float, relevance: float) -> Report:
         # Where nothing is missing, these are tensors whose history merely changed.
         report.hidden.update(recorder.unseen)
     imbalances = _imbalances(recorder, absorbed, tolerance * max(report.scale, 1e-300))
-    return Report(output, relevance, sinks, report.layers, report.operations, report.hidden, imbalances)
+    taken = dict(recorder.taken)
+    return Report(output, relevance, sinks, report.layers, report.operations, report.hidden, imbalances, taken)
 
 
 def _imbalances(recorder: Recorder, absorbed: dict[int, dict[str, float]], least: float) -> tuple[Imbalance, ...]:

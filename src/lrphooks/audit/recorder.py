@@ -22,6 +22,7 @@ from lrphooks.torch_private import base_of, is_view
 
 if TYPE_CHECKING:
     from lrphooks.engine.layer_call import LayerCall
+    from lrphooks.engine.nodes import Passes
     from lrphooks.engine.run import Frame, Run
 
 #: Under this name the node of a link holds the record that the link leads to.
@@ -35,7 +36,8 @@ _MOVES = ("shape", "split")
 class Flow:
     """A tensor on its way from one operation to another, and the gradient and the relevance that came back by it.
 
-    kept: whether formulas ask for them; else only their amount stays.
+    kept: whether formulas ask for them; else only their amount stays. passes: tells which passes count, so that one
+    that the model runs itself does not; without it, all do.
     """
 
     value: Tensor
@@ -43,6 +45,7 @@ class Flow:
     relevance: Tensor | None = None
     source: Record | None = None
     kept: bool = False
+    passes: Passes | None = None
     _amount: float = 0.0
 
     def watch(self, tensor: Tensor, *, as_relevance: bool = False, written: Tensor | None = None) -> None:
@@ -53,7 +56,7 @@ class Flow:
         part = None if written is None else _part(written, tensor)
 
         def keep(gradient: Tensor | None) -> None:
-            if gradient is None:
+            if gradient is None or not (self.passes is None or self.passes.relevance):
                 return
             found = gradient.detach() if part is None else part(gradient.detach())
             self._amount += float(found.double().sum()) if as_relevance else dot(self.value, found)
@@ -111,6 +114,7 @@ class Recorder(Observer):
         self.fallbacks: Counter[str] = Counter()
         self.hidden: Counter[str] = Counter()
         self.unseen: Counter[str] = Counter()
+        self.taken: Counter[str] = Counter()
         self._waiting: list[Flow] = []
 
     # --- what the engine tells ---
@@ -137,6 +141,10 @@ class Recorder(Observer):
         """Count an operation that keeps its plain gradient."""
         self.fallbacks[what] += 1
 
+    def taken_out(self, where: str) -> None:
+        """Count values that leave the graph."""
+        self.taken[where] += 1
+
     def probe(self, run: Run, tensor: Tensor, *, as_relevance: bool = False) -> Tensor:
         """Watch an operand of the operation that is about to run."""
         probed: Tensor = ScaleNode.apply(run, 1.0, tensor)
@@ -144,7 +152,8 @@ class Recorder(Observer):
         if note is not None:
             facts = {"nonnegative": note.nonnegative, "offset": note.offset, "link": note.link, "layer": note.layer}
             notes.write(probed, run, ruled=note.ruled, maker=note.maker, **facts)
-        flow = Flow(copy_of(tensor), source=_owner(tensor) if as_relevance else self._source(run, tensor))
+        source = _owner(tensor) if as_relevance else self._source(run, tensor)
+        flow = Flow(copy_of(tensor), source=source, passes=run.passes)
         flow.watch(probed, as_relevance=as_relevance)
         self._waiting.append(flow)
         return probed
@@ -159,7 +168,8 @@ class Recorder(Observer):
     def operation(self, run: Run, call: Call, rule: Rule, handler: Callable[[Run, Call, Rule], Any]) -> Any:
         """Run an operation, and record it."""
         name, kind = call.operation.name, call.operation.kind
-        if kind in ("composed", "recurrent"):
+        if kind in ("composed", "recurrent") or call.function is torch.autograd.grad:
+            # The last asks for gradients at its operands themselves, so none may be watched.
             self.counts[name, repr(rule)] += 1
             return handler(run, call, rule)
         if kind in _MOVES:
@@ -169,6 +179,7 @@ class Recorder(Observer):
             for tensor in self._results(call, out):
                 notes.write(tensor, run, maker=maker)
             return out
+        call = _onto_target(call)
         record = self.begin(run, name, rule)
         unruled = sum(self.fallbacks.values())
         seen = Seen.of(call, rule)
@@ -179,7 +190,7 @@ class Recorder(Observer):
         record.handed, self._waiting = self._waiting, []
         results = list(self._results(call, out))
         for tensor in results:
-            flow = Flow(copy_of(tensor), kept=True)
+            flow = Flow(copy_of(tensor), kept=True, passes=run.passes)
             flow.watch(tensor, written=base_of(tensor) if call.writes_in_place and is_view(tensor) else None)
             record.arrived.append(flow)
             notes.write(tensor, run, maker=record)
@@ -202,7 +213,7 @@ class Recorder(Observer):
         # Its operand was probed before the layer was known.
         record.handed += self._waiting
         self._waiting = []
-        flow = Flow(torch.zeros(()) if output is None else copy_of(output), kept=True)
+        flow = Flow(torch.zeros(()) if output is None else copy_of(output), kept=True, passes=layer.run.passes)
         if output is not None:
             flow.watch(output)
             notes.write(output, layer.run, maker=record)
@@ -222,7 +233,7 @@ class Recorder(Observer):
         """Record relevance that goes past what the model computes."""
         record = self.begin(run, "pass", rule)
         record.handed, self._waiting = self._waiting, []
-        flow = Flow(copy_of(output), kept=True)
+        flow = Flow(copy_of(output), kept=True, passes=run.passes)
         flow.watch(output)
         flow.watch(link, as_relevance=True)
         _lead(link, record)
@@ -270,6 +281,15 @@ class Recorder(Observer):
         for tensor in results:
             if isinstance(tensor, Tensor) and tensor.requires_grad and not tensor.is_leaf:
                 yield tensor
+
+
+def _onto_target(call: Call) -> Call:
+    """Return a call with what it overwrites among its operands, also where another tensor has that one's rule."""
+    if not call.operation.in_place or not call.args:
+        return call
+    given = tensors_in((call.args, call.kwargs))
+    dependent = [t if any(t is operand for operand in given) else call.args[0] for t in call.dependent]
+    return Call(call.operation, call.function, call.args, call.kwargs, dependent, call.rule)
 
 
 def _part(base: Tensor, view: Tensor) -> Callable[[Tensor], Tensor]:

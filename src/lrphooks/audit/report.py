@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 #: Up to how many calls of modules a report prints all, how many it prints of more, how wide names and lines may be.
@@ -59,7 +59,9 @@ class Report:
     every kind of operation seen, and those that had no rule. hidden: autograd functions inside the model that cannot be
     seen, so that what they absorb is not known; where relevance is missing, also torch's own operations that ran out of
     sight, in TorchScript or in another thread. imbalances: the operations that lose or make relevance without a
-    formula that says so, the worst first.
+    formula that says so, the worst first. taken_out: where values that depend on the input leave the graph and are
+    constants from there on, by ``detach``, ``item``, ``numpy`` or with gradients disabled, and how often: as summands
+    they are in the sinks, as factors they leave no trace there.
     """
 
     output: float
@@ -69,6 +71,7 @@ class Report:
     operations: tuple[OperationRow, ...]
     hidden: dict[str, int]
     imbalances: tuple[Imbalance, ...]
+    taken_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:
@@ -106,6 +109,9 @@ class Report:
         if self.hidden:
             listed = ", ".join(f"{name} ({count})" for name, count in self.hidden.items())
             lines += ["", f"Not seen, so what they absorb is not known: {listed}."]
+        if self.taken_out:
+            listed = ", ".join(f"{where} ({count})" for where, count in self.taken_out.items())
+            lines += ["", f"Taken out of the graph, so constant from there on: {listed}."]
         if self.imbalances:
             shown = self.imbalances if everything else self.imbalances[:5]
             lines += ["", "Relevance that no formula accounts for, the worst first:"]

@@ -146,11 +146,9 @@ class Seen:
             if self.call.writes_in_place and args:
                 args = (args[0].clone(), *args[1:])
             out = self.call.function(*args, **kwargs)
-            results = [
-                t
-                for t in tensors_in((args[0] if self.call.operation.in_place else out,))
-                if t.requires_grad and not t.is_leaf
-            ]
+            made = tensors_in((args[0] if self.call.operation.in_place else out,))
+            # What has nothing to do may return its operand.
+            results = [t for t in made if t.requires_grad and (not t.is_leaf or any(t is leaf for leaf in leaves))]
             pairs = [(z, g.to(z.dtype)) for z, g in zip(results, self.gradients, strict=True) if g is not None]
             if not pairs:
                 return [0.0] * len(leaves)

@@ -1,4 +1,6 @@
-"""Autograd functions of the model's own: what they compute cannot be seen, what goes in and comes out can.
+"""What the model computes out of sight: what goes in and comes out can be seen, by the nodes that it leaves.
+
+It is in autograd functions of the model's own, TorchScript, other threads, and extensions in C++.
 
 A result is met when something consumes it. A function that acts on one tensor may have the identity rule if it keeps
 that tensor for its backward pass, which is where it can be found.
@@ -8,18 +10,23 @@ that tensor for its backward pass, which is where it can be found.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from lrphooks.engine import notes
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.handlers import CONVENTIONS
 from lrphooks.engine.handlers.common import stop
 from lrphooks.engine.nodes import PassNode, zero_link
 from lrphooks.engine.passing import Source, passed
 from lrphooks.engine.provenance import function_of, made_at, past_hooks
-from lrphooks.engine.reporting import report
-from lrphooks.rules.operation import Constant, Identity, Pass
+from lrphooks.engine.unmatched import KEEP, entry, report
+from lrphooks.engine.weighted import SUMS
+from lrphooks.operations import by_node
+from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
 from lrphooks.torch_private import is_view, preserve_version
 
 if TYPE_CHECKING:
@@ -57,16 +64,28 @@ class FunctionNode(PassNode):
             return cls.apply(run, a, values, y, link_in, kept)  # type: ignore[no-any-return]
 
 
-def serve(run: Run, tensor: Tensor, function: type[Function]) -> notes.Constant:
-    """Give a result of a function its rule, or tell that it keeps the gradient that the function defines.
+def serve(run: Run, tensor: Tensor) -> notes.Constant:
+    """Give a tensor that no call in sight made its rule, or tell that it keeps the gradient of what made it.
 
-    Returns what kind of constant the result is.
+    Returns what kind of constant it is.
 
     Raises
     ------
     LRPError
-        If the function cannot have the rule that the composite gives it.
+        If the autograd function that made it cannot have the rule that the composite gives it.
     """
+    node, _ = made_at(tensor)
+    function = function_of(node)
+    hidden = _out_of_sight(run, node)
+    if hidden:
+        _report_hidden(run, hidden, tuple(tensor.shape))
+    # So that the next consumer need not look again.
+    run.provenance.see((tensor,))
+    return "" if function is None else _serve_function(run, tensor, node, function)
+
+
+def _serve_function(run: Run, tensor: Tensor, node: Any, function: type[Function]) -> notes.Constant:
+    """Give a result of a function its rule, or tell that it keeps the gradient that the function defines."""
     _check_functions_before(run, tensor, function)
     rule = run.plan.function_rule(function)
     if isinstance(rule, Constant):
@@ -76,16 +95,61 @@ def serve(run: Run, tensor: Tensor, function: type[Function]) -> notes.Constant:
     if isinstance(rule, Identity | Pass):
         _pass(run, tensor, function, rule)
     elif rule is None:
-        _report(run, function, tuple(tensor.shape))
+        _report(run, node, function, tuple(tensor.shape))
     return ""
 
 
-def _report(run: Run, function: type[Function], *shapes: tuple[int, ...]) -> None:
+def _report(run: Run, node: Any, function: type[Function], *shapes: tuple[int, ...]) -> None:
     reason = (
         "what it computes cannot be seen, and it keeps the gradient that it defines. If it acts on each element by "
         "itself and keeps 0, as activations do, give it lrphooks.rules.Identity()"
     )
-    report(run, f"autograd function {function.__name__}", reason, function.__name__, shapes)
+    report(run, f"autograd function {function.__name__}", reason, entry(function.__name__), shapes, [node])
+
+
+def _out_of_sight(run: Run, start: Any) -> list[Any]:
+    """Return the nodes of torch, or of C++ extensions, that are behind one and that no call in sight made.
+
+    Those whose gradient is what the rules ask for anyway do not count, nor do those of autograd functions in Python.
+    """
+    nodes = run.provenance.unseen(start)
+    return [n for n in nodes if not isinstance(n, BackwardCFunction) and not _keeps_gradient(run, n)]
+
+
+def _keeps_gradient(run: Run, node: Any) -> bool:
+    """Whether the operation that made a node would have its plain gradient in sight too."""
+    found = _NODE.fullmatch(node.name().rpartition("::")[2])
+    if found is None:
+        # What was written to through a view: the operation that wrote is in sight, or another node tells of it.
+        return type(node).__name__ == "CopySlices"
+    operation = by_node(found[1])
+    if run.plan.rules_sums and operation.name in SUMS:
+        return False
+    rule = run.plan.operation_rule(operation, run.frames)
+    return isinstance(rule or (CONVENTIONS.get(operation.kind) if run.times_input else Gradient()), Gradient)
+
+
+#: The name of a node of torch, after what made it.
+_NODE = re.compile(r"(\w+)Backward\d*")
+
+
+def _report_hidden(run: Run, nodes: list[Any], *shapes: tuple[int, ...]) -> None:
+    names = dict.fromkeys(n.name().rpartition("::")[2].rstrip("0123456789").removesuffix("Backward") for n in nodes)
+    made = (
+        f"node {', '.join(names)}, which keeps its"
+        if len(names) == 1
+        else f"nodes {', '.join(names)}, which keep their"
+    )
+    reason = (
+        f"a tensor that is used here was made out of sight of lrphooks, by the autograd {made} plain gradient: in a "
+        "function of TorchScript, in a thread that the model started, or in an extension in C++"
+    )
+    way = (
+        "Let the model run the Python function that the TorchScript was made from (the environment variable "
+        "PYTORCH_JIT=0 does so for all), or the operations in its own thread, or write them in operations of torch, or "
+        f"{KEEP}"
+    )
+    report(run, "operations out of sight", reason, way, shapes, nodes)
 
 
 def _pass(run: Run, y: Tensor, function: type[Function], rule: Identity | Pass) -> None:
@@ -133,7 +197,7 @@ def _check_functions_before(run: Run, y: Tensor, function: type[Function]) -> No
             waiting.append(node)
             rule = run.plan.function_rule(before)
             if rule is None:
-                _report(run, before)
+                _report(run, node, before)
             elif isinstance(rule, Constant | Identity | Pass):
                 raise LRPError(
                     f"{rule!r} on autograd function {before.__name__} in {run.name_of_running()} cannot be set, "

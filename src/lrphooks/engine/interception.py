@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lrphooks.engine import contexts, notes
-from lrphooks.engine.call import tensors_in
+from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
+from lrphooks.engine.cuts import has_values
 from lrphooks.engine.ending import Ending
+from lrphooks.engine.provenance import SEEN
+from lrphooks.engine.reporting import Place
 from lrphooks.engine.tensor_hooks import never_empty
-from lrphooks.operations import lookup
+from lrphooks.operations import lookup, names
 from lrphooks.torch_private import (
     current_backward_pass,
     function_modes,
@@ -130,19 +133,48 @@ class Interception(TorchFunctionMode):
             # Without a block that it belongs to, it was left by an interrupt.
             return func(*args, **(kwargs or {}))
         if operation.kind == "passive":
-            if operation.name == "register_hook":
-                return never_empty(func, args, kwargs or {})
-            return func(*args, **(kwargs or {}))
+            return self._passive(operation.name, func, args, kwargs or {})
         if not torch.is_grad_enabled():
             refuse_reentrant_checkpoint()
-            return func(*args, **(kwargs or {}))
+            out = func(*args, **(kwargs or {}))
+            self.run.cuts.without_gradients(self.run, Call(operation, func, args, kwargs or {}), out)
+            return out
         if transforms_active():
             moves = operation.kind in ("shape", "split")
             refuse_transformed(tensors_in((args, kwargs or {})), self.run.carries, moves=moves)
+        run = self.run
         if top_saved_tensors_hooks(True) is not None:
-            notice_checkpoint(self.run)
-            keep_facts(self.run, tensors_in((args, kwargs or {})))
-        return self.run.execute(operation, func, args, kwargs or {})
+            notice_checkpoint(run)
+            keep_facts(run, tensors_in((args, kwargs or {})))
+        try:
+            out = run.execute(operation, func, args, kwargs or {})
+        except Exception:
+            # It may be the first to take what an operation without a rule made.
+            run.tell(tensors_in((args, kwargs or {})))
+            raise
+        # Written out for the usual case, since this is for every call.
+        if isinstance(out, Tensor) and not (args and out is args[0]):
+            node: Any = out.grad_fn
+            if node is not None:
+                node.metadata[SEEN] = run.provenance.token
+            elif has_values(out):
+                run.cuts.without_derivative(run, Call(operation, func, args, kwargs or {}), out)
+        else:
+            run.provenance.see(tensors_in((args[:1], out)))
+        if run.reports.new:
+            run.reports.place(tensors_in((args[0] if out is None and args else out,)))
+        if run.cuts.held:
+            run.cuts.use(run, Call(operation, func, args, kwargs or {}), out)
+        return out
+
+    def _passive(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run a call that hands on no relevance."""
+        if name == "register_hook":
+            return never_empty(func, args, kwargs)
+        if self.run.observer is not None and name in names.TAKE_OUT and self.run.carries(args[0]):
+            place = Place.of_running()
+            self.run.observer.taken_out(f"{name} in {self.run.name_of_running()}{f' ({place})' if place else ''}")
+        return func(*args, **kwargs)
 
 
 class Again:

@@ -100,7 +100,7 @@ def execute(
         transpose = linear_map.transpose
         z: Tensor = ParameterizedMapNode.apply(run, function, transpose, *tensors)
     else:
-        z = call.invoke()
+        z = _frozen(run, call)
         if pending:
             z = unaliased(z)
     if isinstance(rule, Constant):
@@ -131,6 +131,15 @@ def execute(
     if record is not None:
         assert run.observer is not None
         run.observer.layer(layer, z, None, relu_follows=False, linked=False)
+    return z
+
+
+def _frozen(run: Run, call: Call) -> Tensor:
+    """Run a layer whose parameters need no gradient."""
+    z: Tensor = call.invoke()
+    if not z.requires_grad:
+        # A kernel without a derivative, as of quantised weights, leaves nothing to go back through.
+        run.cuts.without_derivative(run, call, z, ruled=True)
     return z
 
 

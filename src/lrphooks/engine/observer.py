@@ -64,6 +64,10 @@ class Observer(ABC):
         """Note an operation without a rule that keeps its plain gradient."""
 
     @abstractmethod
+    def taken_out(self, where: str) -> None:
+        """Note values that depend on the explained input and leave the graph: by what, in which module and line."""
+
+    @abstractmethod
     def explained(self, run: Run, x: Tensor) -> None:
         """Note an explained input as the model sees it."""
 

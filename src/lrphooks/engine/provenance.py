@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, Function
 
 from lrphooks.engine.errors import LRPError
-from lrphooks.torch_private import of_function
+from lrphooks.torch_private import base_of, of_function
 
 _KEY = "lrphooks"
+
+#: Under this name a node that a call in sight made holds the token of the run.
+SEEN = "lrphooks seen"
 
 
 class Provenance:
@@ -21,33 +24,34 @@ class Provenance:
     not do: each thread counts by itself, and a checkpoint may run again in another thread.
     """
 
-    __slots__ = ("_token",)
+    __slots__ = ("token",)
 
     def __init__(self) -> None:
         # Nodes may outlive the run, and must not hold it.
-        self._token = object()
+        self.token = object()
 
     def begin(self, tensor: Tensor) -> None:
         """Declare a tensor to be the explained input."""
         node: Any = tensor.grad_fn
-        node.metadata[_KEY] = (self._token, True)
+        node.metadata[_KEY] = (self.token, True)
+        node.metadata[SEEN] = self.token
 
     def end(self, tensor: Tensor) -> None:
         """Declare a tensor not to lead to the explained input: it counts as a constant."""
         node: Any = tensor.grad_fn
         if node is not None:
-            node.metadata[_KEY] = (self._token, False)
+            node.metadata[_KEY] = (self.token, False)
 
     def keep_facts(self, tensor: Tensor, facts: dict[str, Any]) -> None:
         """Keep what is known of a tensor where one that a checkpoint makes anew in its place is found too."""
         node: Any = tensor.grad_fn
-        node.metadata[_KEY, tensor.output_nr] = (self._token, facts)
+        node.metadata[_KEY, tensor.output_nr] = (self.token, facts)
 
     def facts(self, tensor: Tensor) -> dict[str, Any]:
         """Return what was kept of a tensor, or of the one that it was made in place of."""
         node: Any = tensor.grad_fn
         entry = None if node is None else node.metadata.get((_KEY, tensor.output_nr))
-        return entry[1] if entry is not None and entry[0] is self._token else {}
+        return entry[1] if entry is not None and entry[0] is self.token else {}
 
     def leads(self, tensor: Tensor) -> bool:
         """Whether a tensor was computed from the explained input, by operations seen or not."""
@@ -61,9 +65,28 @@ class Provenance:
             return self._walk(node)
         return found
 
+    def see(self, tensors: Iterable[Tensor]) -> None:
+        """Note that calls in sight made some tensors, or wrote to them through a view."""
+        for tensor in tensors:
+            nodes: tuple[Any, ...] = tensor.grad_fn, None if (base := base_of(tensor)) is None else base.grad_fn
+            for node in nodes:
+                if node is not None:
+                    node.metadata[SEEN] = self.token
+
+    def unseen(self, start: Any) -> Iterator[Any]:
+        """Yield the nodes from one back to those that calls in sight made, as far as they lead to the input."""
+        waiting, met = [start], set()
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in met or node.metadata.get(SEEN) is self.token or not self.reaches(node):
+                continue
+            met.add(node)
+            yield node
+            waiting.extend(behind for behind, _ in node.next_functions)
+
     def _known(self, node: Any) -> bool | None:
         entry = node.metadata.get(_KEY)
-        return entry[1] if entry is not None and entry[0] is self._token else None
+        return entry[1] if entry is not None and entry[0] is self.token else None
 
     def _walk(self, start: Any) -> bool:
         # Depth first without recursion: a node is answered once all behind it are, or one of them leads there.
@@ -86,9 +109,9 @@ class Provenance:
             if found:
                 # Every node on the path leads there too.
                 for passed, _ in path:
-                    passed.metadata[_KEY] = (self._token, True)
+                    passed.metadata[_KEY] = (self.token, True)
                 return True
-            node.metadata[_KEY] = (self._token, False)
+            node.metadata[_KEY] = (self.token, False)
             path.pop()
             if not path:
                 return False

@@ -1,4 +1,4 @@
-"""Operations that no rule serves are never silent, unless the composite asks for it."""
+"""Messages and warnings that name the module and the line of the model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-from lrphooks.engine.errors import UnmatchedError, UnmatchedWarning
-
-if TYPE_CHECKING:
-    from lrphooks.engine.run import Run
 
 #: Where code lies that runs on behalf of the model's. A user's project may lie in a folder of any name, so these are
 #: the places of the packages themselves.
@@ -28,26 +24,27 @@ _BETWEEN = (
 )
 
 
-def report(run: Run, what: str, reason: str, matcher: str, shapes: Iterable[Any] = ()) -> None:
-    """Raise or warn, as the composite says, naming the module and the line of the model that ran it.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A line of the model's, and the names of its file, which keep what warnings were given there."""
 
-    ``matcher`` is the code of a matcher for it, which the message proposes.
-    """
-    policy = run.plan.composite.unmatched
-    if run.observer is not None and policy != "error":
-        run.observer.fell_back(what.removeprefix("operation "))
-    if policy == "gradient":
-        return
-    site = site_of(traceback.walk_stack(sys._getframe(1)))
-    listed = ", ".join(map(str, shapes))
-    message = (
-        f"{what} in {run.name_of_running()}{f' ({site})' if site else ''}{f' on shape {listed}' if listed else ''}: "
-        f"{reason}. Add an entry for it to the composite, such as ({matcher}, lrphooks.rules.Gradient()), or choose "
-        'unmatched="warn" or "gradient" to keep its plain gradient.'
-    )
-    if policy == "error":
-        raise UnmatchedError(message)
-    warn(message, UnmatchedWarning)
+    file: str
+    line: int
+    scope: dict[str, Any]
+
+    @classmethod
+    def of_running(cls) -> Place | None:
+        """Return the line of the model that runs now."""
+        frames = traceback.walk_stack(sys._getframe(1))
+        return next((cls(f.f_code.co_filename, line, f.f_globals) for f, line in frames if _is_own(f)), None)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    def warn(self, message: str, category: type[Warning]) -> None:
+        """Issue a warning that points here, whatever runs now."""
+        registry, name = self.scope.setdefault("__warningregistry__", {}), self.scope.get("__name__")
+        warnings.warn_explicit(message, category, self.file, self.line, name, registry)
 
 
 def site_of(frames: Iterable[tuple[FrameType, int]]) -> str:

@@ -16,22 +16,23 @@ from lrphooks.engine import containers, functions, linear, notes, passing, settl
 from lrphooks.engine.cache import WeightCache
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import check_input, nothing_to_explain, refuse_reentrant_checkpoint
-from lrphooks.engine.errors import LRPError
+from lrphooks.engine.cuts import Cuts
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
-from lrphooks.engine.handlers.common import Handler, stop
+from lrphooks.engine.handlers.common import Handler
+from lrphooks.engine.handlers.composed import HIGHER_ORDER
 from lrphooks.engine.interception import Interception, checkpoint_around, notice_checkpoint
 from lrphooks.engine.layer_call import behind_hooks
-from lrphooks.engine.nodes import InputNode, OutputNode, Passes, ScaleNode
+from lrphooks.engine.nodes import InputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
-from lrphooks.engine.provenance import Provenance, made_by_function
-from lrphooks.engine.reporting import report
+from lrphooks.engine.provenance import SEEN, Provenance
 from lrphooks.engine.serving import serves
+from lrphooks.engine.unmatched import Reports, entry, report
 from lrphooks.engine.weighted import SUMS, weighted_product, weighted_sum
 from lrphooks.layers.linear_map import Summation
 from lrphooks.operations import Operation, expression
 from lrphooks.operations.names import SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Constant, Gradient, Normalize
+from lrphooks.rules.operation import Gradient, Normalize
 from lrphooks.torch_private import (
     OutOfSight,
     any_backward_hooks,
@@ -91,6 +92,8 @@ class Run:
         self.unrolled = ""
         self._claimed: dict[Any, tuple[int, str]] = {}
         self.provenance = Provenance()
+        self.reports = Reports()
+        self.cuts = Cuts()
         self._shields: dict[int, tuple[Tensor, Tensor]] = {}
         #: The checkpoint around the whole model, if there is one.
         self.inside_checkpoint = checkpoint_around()
@@ -131,18 +134,9 @@ class Run:
             self.observer.explained(self, inner)
         return inner  # type: ignore[no-any-return]
 
-    def leave_output(self, output: Tensor) -> Tensor:
-        """Return an output of the model as the user is to see it."""
-        function = made_by_function(output) if notes.read(output, self) is None else None
-        if function is not None and self.provenance.leads(output):
-            functions.serve(self, output, function)
-        note = notes.read(output, self)
-        stopped = note is not None and note.constant == "stopped"
-        settled = settling.settled(self, output)
-        out: Tensor = OutputNode.apply(self, stopped, settled)
-        if self.observer is not None:
-            self.observer.output(self, settled, out)
-        return out
+    def tell(self, values: Any) -> None:
+        """Tell of operations without a rule that all tensors of some values come from."""
+        self.reports.end((t for t in containers.tensors(values) if t.requires_grad), self.provenance.reaches)
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Begin a module; return its arguments where they change."""
@@ -236,6 +230,8 @@ class Run:
         # Of x.type_as(y) and its like, the second operand gives a shape or a type alone.
         data = args[:1] if operation.name in SHAPED_BY_ANOTHER else (*args, *kwargs.values()) if kwargs else args
         dependent, constants, waiting, stopped = self._survey(data)
+        if not dependent and operation.name in HIGHER_ORDER:
+            return HANDLERS["composed"](self, Call(operation, function, args, kwargs), Gradient())
         if not dependent:
             out = self._constant(function, args, kwargs, constants, stopped)
             if stopped and self.plan.softmax_is_ruled:
@@ -248,7 +244,8 @@ class Run:
         if waiting and followed is None:
             call = settling.settle(self, call, waiting)
         if operation.kind == "unknown":
-            return self._unknown(call)
+            rule = self.plan.operation_rule(call.operation, self.frames)
+            return self.observed(call, rule or Gradient(), HANDLERS["unknown"])
         if operation.kind == "linear":
             return linear.linear(self, call, self.rule(call))
         if (written := self._written_out(call)) is not None:
@@ -285,8 +282,10 @@ class Run:
                 continue
             note = None if tensor.is_leaf else notes.read(tensor, self)
             kind = "parameter" if tensor.is_leaf else self._constant_kind(tensor, note)
-            if note is None and not kind and (function := made_by_function(tensor)) is not None:
-                kind = functions.serve(self, tensor, function)
+            if note is None and not kind:
+                node: Any = tensor.grad_fn
+                if node.metadata.get(SEEN) is not self.provenance.token:
+                    kind = functions.serve(self, tensor)
             if kind:
                 constants.append(tensor)
                 stopped = stopped or kind == "stopped"
@@ -337,28 +336,10 @@ class Run:
             call, layer = settling.settle(self, call, waiting), None
         return linear.batch_norm(self, call, rule, layer)
 
-    def _unknown(self, call: Call) -> Any:
-        return self.observed(call, self.plan.operation_rule(call.operation, self.frames) or Gradient(), Run._unruled)
-
-    def _unruled(self, call: Call, _: Rule) -> Any:
-        rule = self.plan.operation_rule(call.operation, self.frames)
-        out = call.invoke()
-        if isinstance(rule, Constant):
-            stop(self, out)
-        elif call.function is torch.autograd.grad and any(t.requires_grad for t in tensors_in((out,))):
-            raise LRPError(
-                f"A model that differentiates within its forward pass, in {self.name_of_running()}, has no relevance: "
-                "the operations of torch.autograd.grad(..., create_graph=True) cannot be seen. Explain what it "
-                "differentiates (the energy), or leave out create_graph, which makes the derivative a constant."
-            )
-        elif rule is None and any(t.requires_grad for t in tensors_in((out,))):
-            self.unmatched(call, "lrphooks has no rule for it")
-        return out
-
     def unmatched(self, call: Call, reason: str) -> None:
         """Report an operation without a rule as the composite asks for: an error, a warning, or nothing."""
         name = call.operation.name
-        report(self, f"operation {name}", reason, expression(name), [tuple(t.shape) for t in call.dependent])
+        report(self, f"operation {name}", reason, entry(expression(name)), [tuple(t.shape) for t in call.dependent])
 
     def name_of_running(self) -> str:
         """Return the module that is running as messages name it."""

@@ -22,6 +22,7 @@ from lrphooks.engine.ending import Ending, close_interrupted
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.hooks import Hooks, forward_of, inside_another
 from lrphooks.engine.interception import THREAD, Interception, take_off
+from lrphooks.engine.leaving import leave_outputs
 from lrphooks.engine.plan import Plan
 from lrphooks.engine.provenance import Given
 from lrphooks.engine.run import Frame, Run
@@ -136,6 +137,8 @@ class Block:
             run.end = None
             if mode.entered:
                 mode.leave()
+            run.cuts.clear()
+            run.reports.clear()
 
     def _end(self, module: nn.Module, mode: Interception, output: Any) -> Any:
         """End the forward pass; return the output as the user is to see it."""
@@ -147,7 +150,7 @@ class Block:
                 "The context ended while its model was running, in another thread or task, so a part of the forward "
                 "pass had no rules. Let the block end after the model returned."
             )
-        return containers.map_tensors(output, run.leave_output, "output", keep=lambda t: not t.requires_grad)
+        return leave_outputs(run, output)
 
     def _swap(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a part of a model that is being explained: only the rules change, and the outer run goes on."""

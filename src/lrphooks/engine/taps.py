@@ -23,6 +23,7 @@ from lrphooks.engine import containers, notes
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.nodes import Node, ScaleNode, zero_link
 from lrphooks.engine.observer import Observer
+from lrphooks.engine.reporting import warn
 from lrphooks.rules.base import Rule
 from lrphooks.torch_private import is_view, version_of
 
@@ -111,6 +112,8 @@ class Taps(Observer):
         self._layers: dict[object, list[tuple[Tapped, bool]]] = {}
         #: Whose links are watched, by number.
         self._linked: list[Tapped] = []
+        #: Why outputs have no relevance to tell of, by the names of the modules.
+        self._aside: dict[str, str] = {}
         self.calls: dict[str, list[TappedCall]] = {}
 
     def check(self) -> None:
@@ -131,6 +134,16 @@ class Taps(Observer):
                     "place after that, so its relevance cannot be told. Take the module before it, or the one that "
                     "overwrites it."
                 )
+
+        aside = [n for n in self._aside if not any(t.arrivals for call in self.calls[n] for t in call.tapped)]
+        if aside:
+            listed = ", ".join(repr(name) for name in aside[:5]) + (f" and {len(aside) - 5} more" if aside[5:] else "")
+            reasons = " ".join(dict.fromkeys(self._aside[name] for name in aside if self._aside[name]))
+            warn(
+                f"What is recorded of module {listed} is zero: its output does not depend on the explained input "
+                f"through any differentiable path{f': {reasons}' if reasons else ', or was detached from it.'}",
+                UserWarning,
+            )
 
     @property
     def edges(self) -> list[GradientEdge]:
@@ -166,6 +179,8 @@ class Taps(Observer):
                 if is_view(tensor):
                     self._views.append((name, tensor, version_of(tensor)))
                 tapped.append(self._tap(run, tensor))
+                if not run.carries(tensor) and not _is_stopped(run, tensor):
+                    self._aside[name] = run.cuts.reason(tensor)
                 return tapped[-1].empty
 
             self.calls.setdefault(name, []).append(
@@ -209,6 +224,9 @@ class Taps(Observer):
     def fell_back(self, what: str) -> None:
         """Nor are operations without a rule."""
 
+    def taken_out(self, where: str) -> None:
+        """Nor are values that leave the graph."""
+
     def explained(self, run: Run, x: Tensor) -> None:
         """Nor is the explained input."""
 
@@ -238,6 +256,12 @@ class Taps(Observer):
     def linked(self, run: Run, number: int, link: Tensor) -> None:
         """Note the link of a tapped tensor."""
         self._linked[number].arrivals.append(Arrival.at(run, link, None))
+
+
+def _is_stopped(run: Run, tensor: Tensor) -> bool:
+    """Whether a rule says that a tensor is a constant, which has no relevance by right."""
+    note = notes.read(tensor, run)
+    return note is not None and note.constant == "stopped"
 
 
 def _watched(run: Run, link: Callable[[], Tensor | None], number: int) -> Tensor | None:

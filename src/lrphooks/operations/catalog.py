@@ -162,9 +162,15 @@ def lookup(function: Callable[..., Any]) -> Operation:
     table = _looked_up()
     found = table.get(function)
     if found is None:
-        if isinstance(function, torch_private.Overload | torch_private.Overloads):
+        if isinstance(function, torch_private.CustomOperation):
+            # What its decorator returns; calls of it are calls of the overload.
+            function = torch_private.overload_of(function)
+        if isinstance(function, torch_private.HigherOrder):
+            inside = function.__name__ in names.HIGHER_ORDER.split()
+            found = Operation(f"higher_order.{function.__name__}", "composed" if inside else "unknown")
+        elif isinstance(function, torch_private.Overload | torch_private.Overloads):
             packet = function.overloadpacket if isinstance(function, torch_private.Overload) else function
-            found = _overload(packet.__name__) if "aten" in str(packet) else Operation(str(packet), "unknown")
+            found = _overload(packet.__name__) if str(packet).startswith("aten.") else Operation(str(packet), "unknown")
         else:
             found = _unlisted(function)
         table[function] = found
@@ -186,3 +192,13 @@ def _unlisted(function: Callable[..., Any]) -> Operation:
 def identify(function: Callable[..., Any]) -> str:
     """Return the plain name of a torch function, the one that all its aliases share."""
     return lookup(function).name
+
+
+@cache
+def _squeezed() -> dict[str, Operation]:
+    return {name.replace("_", "").lower(): classify(name) for name in (*names.ALIASES, *_KINDS)}
+
+
+def by_node(name: str) -> Operation:
+    """Return the operation that leaves an autograd node of a name, such as ``NativeLayerNorm``, if it can be told."""
+    return _squeezed().get(name.lower()) or Operation(name, "unknown")

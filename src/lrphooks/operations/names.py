@@ -112,6 +112,9 @@ COMPOSED = """
     lp_pool3d
 """
 
+#: Operations of torch.ops.higher_order that run functions of the model's own, and are run as these.
+HIGHER_ORDER = "cond while_loop wrap_with_set_grad_enabled"
+
 RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
 
 #: Second names of operations. Rules for one name hold for all.
@@ -141,3 +144,6 @@ OPERATORS = {
     "__mod__": "remainder", "__rmod__": "remainder", "__imod__": "remainder_", "__iter__": "iter",
     "__reversed__": "flip",
 }  # fmt: skip
+
+#: What takes the values of a tensor out of the graph.
+TAKE_OUT = frozenset(("detach", "detach_", "data", "item", "tolist", "numpy", "__float__", "__int__", "__format__"))

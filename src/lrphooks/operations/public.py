@@ -13,10 +13,10 @@ from torch.overrides import get_overridable_functions
 
 from lrphooks.operations import names
 from lrphooks.operations.catalog import NAMESPACES, is_known, lookup
-from lrphooks.torch_private import Overload, Overloads
+from lrphooks.torch_private import CustomOperation, HigherOrder, Overload, Overloads
 
 _CALLABLES = (BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType)
-_OVERLOADS = (Overload, Overloads)
+_OVERLOADS = (Overload, Overloads, HigherOrder, CustomOperation)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lrphooks.engine.handlers import common, composed, elementwise, normalizing, products, recurrent, structure
+from lrphooks.engine.handlers import common, composed, elementwise, normalizing, products, recurrent, structure, unknown
 from lrphooks.engine.handlers.common import Handler
 from lrphooks.operations import Kind
 from lrphooks.rules.base import Rule
@@ -53,4 +53,5 @@ HANDLERS: dict[Kind, Handler] = {
     "batch norm": normalizing.normalization,
     "composed": composed.composed,
     "recurrent": recurrent.recurrent,
+    "unknown": unknown.unknown,
 }

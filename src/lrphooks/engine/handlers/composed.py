@@ -1,4 +1,4 @@
-"""Functions of torch that are made of other operations."""
+"""Functions of torch that are made of other operations, and operations that run functions of the model's own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 def composed(run: Run, call: Call, rule: Rule) -> Any:
     """Run a Python function of torch again with the mode on, so that each operation inside is seen."""
-    function = _ORDERED.get(call.operation.name) or _transparent(call.function)
+    name = call.operation.name
+    function = HIGHER_ORDER.get(name) or _ORDERED.get(name) or _transparent(call.function)
     with run.mode():
         return function(*call.args, **call.kwargs)
 
@@ -55,3 +57,29 @@ def _transparent(function: FunctionType) -> Callable[..., Any]:
     twin = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
     twin.__kwdefaults__ = function.__kwdefaults__
     return twin
+
+
+# --- operations that run functions, as they run without a compiler ---
+
+
+def _cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()) -> Any:
+    return (true_fn if pred else false_fn)(*operands)
+
+
+def _while_loop(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], carried: Any, additional: Any = ()) -> Any:
+    while cond_fn(*carried, *additional):
+        carried = body_fn(*carried, *additional)
+    return carried
+
+
+def _with_gradients(enabled: bool, function: Callable[..., Any], *args: Any) -> Any:  # torch's signature
+    with torch.set_grad_enabled(enabled):
+        return function(*args)
+
+
+#: By name. What they run may use values that are not among their operands.
+HIGHER_ORDER: dict[str, Callable[..., Any]] = {
+    "higher_order.cond": _cond,
+    "higher_order.while_loop": _while_loop,
+    "higher_order.wrap_with_set_grad_enabled": _with_gradients,
+}

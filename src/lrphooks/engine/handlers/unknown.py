@@ -1,0 +1,65 @@
+"""Operations that lrphooks has no rule for: they keep their plain gradient, if they have one, and are reported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lrphooks.engine.call import Call, replace_tensors, tensors_in
+from lrphooks.engine.errors import LRPError
+from lrphooks.engine.handlers.common import stop
+from lrphooks.engine.unmatched import KEEP, NO_DERIVATIVE, report, way_without_derivative
+from lrphooks.rules.base import Rule
+from lrphooks.rules.operation import Constant
+from lrphooks.torch_private import HigherOrder, has_derivative
+
+if TYPE_CHECKING:
+    from lrphooks.engine.run import Run
+
+#: The nodes that torch puts behind an operation that has no derivative.
+_STUBS = ("NotImplemented", "torch::autograd::WarnNotImplemented")
+
+
+def unknown(run: Run, call: Call, _: Rule) -> Any:
+    """Run the operation."""
+    rule = run.plan.operation_rule(call.operation, run.frames)
+    if rule is None and isinstance(call.function, HigherOrder):
+        _refuse_hidden(run, call)
+    out = call.invoke()
+    made = [t for t in tensors_in((out,)) if t.requires_grad]
+    if isinstance(rule, Constant):
+        # A pass that comes to a node without a derivative fails, though it brings nothing.
+        out = replace_tensors(out, {id(t): t.detach() for t in made if _lacks_derivative(call, t)})
+        stop(run, out)
+    elif call.function is torch.autograd.grad and made:
+        raise LRPError(
+            f"A model that differentiates within its forward pass, in {run.name_of_running()}, has no relevance: "
+            "the operations of torch.autograd.grad(..., create_graph=True) cannot be seen. Explain what it "
+            "differentiates (the energy), or leave out create_graph, which makes the derivative a constant."
+        )
+    elif any(_lacks_derivative(call, t) for t in made):
+        way, shapes = way_without_derivative(call.operation), [tuple(t.shape) for t in call.dependent]
+        report(run, f"operation {call.operation.name}", NO_DERIVATIVE, way, shapes, always=rule is not None)
+    elif rule is None and made:
+        run.unmatched(call, "lrphooks has no rule for it")
+    return out
+
+
+def _refuse_hidden(run: Run, call: Call) -> None:
+    """Tell of an operation that runs functions of the model's own out of sight, before it does: it may fail."""
+    reason = "what it runs inside cannot be seen"
+    way = (
+        "Write it out in operations of torch, as torch.nn.functional.scaled_dot_product_attention for attention "
+        f"(attn_implementation='sdpa' in transformers), or {KEEP}"
+    )
+    shapes = [tuple(t.shape) for t in call.dependent]
+    report(run, f"operation {call.operation.name}", reason, way, shapes, nodes=[])
+
+
+def _lacks_derivative(call: Call, result: Tensor) -> bool:
+    """Whether the graph behind a result is there only to say that it cannot be gone back through."""
+    if result.grad_fn is not None and result.grad_fn.name() in _STUBS:
+        return True
+    return has_derivative(call.operation.name.replace(".", "::", 1)) is False
