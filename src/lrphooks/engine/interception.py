@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from lrphooks.engine import contexts, notes
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
 from lrphooks.engine.cuts import has_values
-from lrphooks.engine.ending import Ending
+from lrphooks.engine.ending import Ending, close_interrupted
 from lrphooks.engine.provenance import SEEN
 from lrphooks.engine.reporting import Place
 from lrphooks.engine.tensor_hooks import never_empty
@@ -111,8 +112,10 @@ class Interception(TorchFunctionMode):
             raise
         return self
 
-    def leave(self, *_: object) -> None:
+    def leave(self, kind: object = None, _: object = None, trace: TracebackType | None = None) -> None:
         """Take the mode off, if it is on; whatever was interrupted, it can be done again."""
+        if kind is not None:
+            close_interrupted(trace)
         take_off(lambda mode: mode is self)
         if self._depths:
             del self.run.frames[self._depths[-1] :]
