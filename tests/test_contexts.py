@@ -101,9 +101,7 @@ def test_a_model_explained_by_several_threads_at_once(case):
         barrier.wait()
         for _ in range(20):
             with composite.context(model):
-                for _ in range(3):
-                    if not torch.equal(explained(model, x), expected):
-                        wrong.append(composite)
+                wrong.extend(composite for _ in range(3) if not torch.equal(explained(model, x), expected))
 
     rules = [(EPSILON, epsilon), (ZPLUS, zplus)] * 2
     threads = [threading.Thread(target=work, args=pair) for pair in rules]
