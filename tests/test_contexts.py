@@ -123,14 +123,14 @@ def test_interleaved_tasks_have_their_own_rules(case):
         found = []
         with composite.context(model):
             for _ in range(3):
-                found += [explained(model, x)]
+                found += (explained(model, x),)
                 await asyncio.sleep(0)
         return found
 
     async def bystander():
         found = []
         for _ in range(3):
-            found += [explained(model, x)]
+            found += (explained(model, x),)
             await asyncio.sleep(0)
         return found
 

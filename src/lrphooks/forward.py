@@ -125,7 +125,15 @@ def check_inputs(given: tuple[Any, Any], who: str) -> None:
     tensors = list(containers.tensors(given))
     if not tensors:
         kind = type(given[0][0]).__name__ if given[0] else "nothing"
-        raise TypeError(f"{who}: x must be a tensor, or a tuple of the model's inputs with tensors in it, got {kind}.")
+        held = [name for value in containers.objects(given) for name, _ in containers.attributes(value)]
+        hint = (
+            f" It holds {', '.join(held)}: give the tensors, to a torch.nn.Module that makes one of them."
+            if held
+            else ""
+        )
+        raise TypeError(
+            f"{who}: x must be a tensor, or a tuple of the model's inputs with tensors in it, got {kind}.{hint}"
+        )
     if not any(t.is_floating_point() for t in tensors):
         raise LRPError(
             f"{who}: x has dtype {tensors[0].dtype}, through which no relevance can flow. Convert images with "
