@@ -56,6 +56,7 @@ _KINDS: dict[str, Kind] = {
     **dict.fromkeys(names.NORMALIZATION.split(), "normalization"),
     **dict.fromkeys(names.LINEAR.split(), "linear"),
     **dict.fromkeys(names.COMPOSED.split(), "composed"),
+    **dict.fromkeys(names.NATIVE.split(), "composed"),
     **dict.fromkeys(names.RECURRENT.split(), "recurrent"),
     **dict.fromkeys(("pow", "float_power", "square", "sqrt"), "power"),
     **dict.fromkeys(("var_mean", "std_mean"), "moments"),
@@ -143,7 +144,6 @@ _PASSIVE = """
 
 @cache
 def _overload(name: str) -> Operation:
-    # The native forms of normalisations have arguments and results of their own, so they stay unknown.
     return Operation(name, "composed") if name in names.REORDERED else classify(name)
 
 

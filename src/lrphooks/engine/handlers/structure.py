@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
 
+#: Leave the last dimension as it is, where its size stays.
+_RESHAPES = frozenset(("view", "reshape", "_unsafe_view", "contiguous", "clone"))
+
+
 def shape(run: Run, call: Call, rule: Rule) -> Any:
     """Rearrange: facts about elements, and the way for relevance itself, go along."""
     source = call.dependent[0]
@@ -29,6 +33,8 @@ def shape(run: Run, call: Call, rule: Rule) -> Any:
     out = plain(run, call, rule)
     if note is None or not isinstance(out, Tensor) or out is source or len(call.dependent) != 1:
         return out
+    if note.product is not None and call.operation.name in _RESHAPES and out.shape[-1] == source.shape[-1]:
+        notes.write(out, run, product=note.product)
     link = note.link
     if note.nonnegative or link is not None:
         follow = partial(_rearranged, link, call.over([source])) if link is not None else None
