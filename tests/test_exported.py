@@ -41,7 +41,7 @@ def conv_net():
 
 def padded():
     return nn.Sequential(
-        *(nn.ReflectionPad2d(1), nn.Conv2d(3, 4, 3), nn.Mish(), nn.ReplicationPad2d(1), nn.AvgPool2d(2)),
+        *(nn.ReflectionPad2d(1), nn.Conv2d(3, 4, 3), nn.Hardswish(), nn.ReplicationPad2d(1), nn.AvgPool2d(2)),
         *(nn.InstanceNorm2d(4, affine=True), nn.GELU(), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Dropout()),
         *(nn.Upsample(scale_factor=2), nn.PReLU(4), nn.ZeroPad2d(1), nn.AdaptiveAvgPool2d(2), nn.Flatten()),
         nn.Linear(16, 4),

@@ -30,8 +30,8 @@ from lrphooks.engine.serving import serves
 from lrphooks.engine.unmatched import Reports, entry, report
 from lrphooks.engine.weighted import SUMS, weighted_product, weighted_sum, with_bias
 from lrphooks.layers.linear_map import Dense, Summation
-from lrphooks.operations import Operation, expression
-from lrphooks.operations.names import SHAPED_BY_ANOTHER
+from lrphooks.operations import Operation, classify, expression
+from lrphooks.operations.names import OF_TWO, SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Gradient, Normalize
 from lrphooks.torch_private import (
@@ -231,6 +231,8 @@ class Run:
         # Of x.type_as(y) and its like, the second operand gives a shape or a type alone.
         data = args[:1] if operation.name in SHAPED_BY_ANOTHER else (*args, *kwargs.values()) if kwargs else args
         dependent, constants, waiting, stopped = self._survey(data)
+        if operation.name in OF_TWO and any(isinstance(v, Tensor) for v in (*args[1:], kwargs.get("other"))):
+            operation = classify(OF_TWO[operation.name])
         call = Call(operation, function, args, kwargs, dependent)
         if not dependent:
             return self._independent(call, constants, stopped)

@@ -16,6 +16,7 @@ from lrphooks.engine.epsilon_node import Moved
 from lrphooks.engine.layer_call import LayerCall, saving_hooks
 from lrphooks.layers.linear_map import Dense, General, LinearMap, Summation
 from lrphooks.operations.names import SUM
+from lrphooks.torch_private import version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -96,7 +97,7 @@ def with_bias(run: Run, call: Call) -> Tensor | None:
         a, link = a.reshape(*z.shape[:-1], a.shape[-1]), None
     told = a, weight, bias
     out = run.shielded(call).invoke()
-    facts = layer.input_nonnegative, link, None, layer.hooks, layer.record, layer.filtered, a._version
+    facts = layer.input_nonnegative, link, None, layer.hooks, layer.record, layer.filtered, version_of(a)
     return LayerCall(run, layer.rule, layer.map, told, *facts).guard(out)
 
 

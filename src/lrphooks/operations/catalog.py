@@ -15,9 +15,9 @@ from lrphooks import torch_private
 from lrphooks.operations import names
 
 Kind = Literal[
-    "passive", "unknown", "relu", "shape", "split", "select", "combination", "product", "added product", "division",
-    "power", "activation", "constant", "moments", "shift", "softmax", "attention", "normalization", "batch norm",
-    "linear", "gate", "composed", "recurrent",
+    "passive", "unknown", "relu", "shape", "split", "select", "clamp", "combination", "product", "added product",
+    "division", "power", "activation", "constant", "moments", "shift", "softmax", "attention", "normalization",
+    "batch norm", "linear", "gate", "composed", "recurrent",
 ]  # fmt: skip
 
 
@@ -44,6 +44,7 @@ _KINDS: dict[str, Kind] = {
     **dict.fromkeys(names.SHAPE.split(), "shape"),
     **dict.fromkeys(names.SPLIT.split(), "split"),
     **dict.fromkeys(names.SELECT.split(), "select"),
+    **dict.fromkeys(names.CLAMP.split(), "clamp"),
     **dict.fromkeys(names.LINEAR_COMBINATION.split(), "combination"),
     **dict.fromkeys(names.PRODUCT.split(), "product"),
     **dict.fromkeys(names.ADDED_PRODUCT.split(), "added product"),

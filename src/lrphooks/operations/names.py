@@ -32,18 +32,24 @@ SPLIT = """
 
 #: Selects among values, or is piecewise linear through the origin: the plain gradient hands on all relevance.
 SELECT = """
-    leaky_relu prelu rrelu max amax min amin maximum minimum fmax fmin topk sort msort median nanmedian kthvalue
+    leaky_relu prelu rrelu max amax min amin topk sort msort median nanmedian kthvalue
     mode cummax cummin aminmax max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
     max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
     adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices
     fractional_max_pool2d fractional_max_pool3d fractional_max_pool2d_with_indices
-    fractional_max_pool3d_with_indices max_unpool1d max_unpool2d max_unpool3d clamp clamp_min clamp_max threshold
-    abs hardshrink quantile nanquantile where masked_fill nan_to_num
+    fractional_max_pool3d_with_indices max_unpool1d max_unpool2d max_unpool3d abs hardshrink quantile nanquantile where
+    masked_fill nan_to_num
 """
+
+#: Clips to bounds, or selects the larger or the smaller of two.
+CLAMP = "clamp clamp_min clamp_max hardtanh relu6 threshold maximum minimum fmax fmin"
+
+#: Names that stand for a function of CLAMP where a second tensor is given.
+OF_TWO = {"max": "maximum", "min": "minimum"}
 
 #: Those of SELECT that act on each element by itself and keep 0.
 ELEMENTWISE_SELECT = """
-    leaky_relu prelu rrelu clamp clip clamp_min clamp_max threshold abs absolute hardshrink nan_to_num
+    leaky_relu prelu rrelu abs absolute hardshrink nan_to_num
 """
 
 #: Linear in the activations together, or affine: sums, means, interpolation, writing into place.
@@ -80,7 +86,7 @@ DIVISION = "div addcdiv solve solve_triangular triangular_solve cholesky_solve"
 
 #: Elementwise with f(0) = 0: relevance keeps its place.
 ACTIVATION = """
-    gelu silu mish tanh hardtanh relu6 hardswish elu selu celu softsign tanhshrink softshrink expm1 log1p
+    gelu silu mish tanh hardswish elu selu celu softsign tanhshrink softshrink expm1 log1p
     erf erfinv sin asin tan atan sinh asinh atanh
 """
 
