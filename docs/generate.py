@@ -48,6 +48,12 @@ KINDS: dict[Kind, About] = {
     "select": About(
         "selects values, or scales each piecewise", f"{_PLAIN}: the winners take all", MONTAVON, ("constants",)
     ),
+    "clamp": About(
+        "clips to bounds",
+        "G_a = G z / a, so R_a = R_z; 0 where a lower bound above 0, or an upper one below it, wins",
+        ACHTIBAT,
+        ("constants",),
+    ),
     "combination": About(
         "linear in all operands together", f"{_PLAIN}: R in proportion to the contributions", BACH, ("constants",)
     ),

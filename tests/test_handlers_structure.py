@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+import lrphooks
 from lrphooks import Composite, UnmatchedError
 from lrphooks.matching import AnyLinear
-from lrphooks.rules import Epsilon, Gradient
+from lrphooks.rules import Epsilon, Flat, Gamma, Gradient
 from references.operations import agrees
 from references.operations import values as v
 
@@ -17,6 +19,15 @@ IMAGE, LINE, CUBE = v(2, 2, 4, 4), v(2, 2, 6), v(1, 2, 4, 4, 4)
 ROWS = torch.tensor([1, 0])
 INDEX = torch.tensor([[0, 1, 1, 0], [1, 0, 1, 1]])
 MASK = torch.tensor([[True, False, True, True], [False, True, True, False]])
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
 
 
 def written(write):
@@ -191,3 +202,89 @@ def test_relevance_of_a_maximum_goes_to_the_winner_alone():
         model(x).max().backward()
     assert math.isclose(float(x.grad.sum()), float(row.max()))
     assert torch.equal(x.grad, expected)
+
+
+def full(value, *shape):
+    return torch.full(shape, value, dtype=torch.float64)
+
+
+def scalar(value):
+    return full(value)
+
+
+X = v(3, 5)
+#: Spellings of one function each.
+CLIPPED = {
+    "hardtanh": (
+        lambda h: F.hardtanh(h, -0.4, 0.4),
+        lambda h: h.clamp(-0.4, 0.4),
+        lambda h: torch.clip(h, min=-0.4, max=0.4),
+        lambda h: (h * 1).clamp_(-0.4, 0.4),
+        lambda h: F.hardtanh(h * 1, -0.4, 0.4, inplace=True),
+        lambda h: h.clamp_min(-0.4).clamp_max(0.4),
+        lambda h: torch.minimum(torch.maximum(h, scalar(-0.4)), scalar(0.4)),
+        lambda h: torch.max(h, other=torch.full_like(h, -0.4)).min(full(0.4, 5)),
+        lambda h: torch.fmin(scalar(0.4), torch.fmax(scalar(-0.4), h)),
+        lambda h: torch.clamp(h, full(-0.4, 3, 1), scalar(0.4)),
+        lambda h: -F.threshold(-F.threshold(h, -0.4, -0.4), -0.4, -0.4),
+    ),
+    "relu6": (
+        F.relu6,
+        nn.ReLU6(),
+        lambda h: h.clamp(0, 6),
+        lambda h: F.hardtanh(h, 0, 6),
+        lambda h: h.relu().clamp(max=6),
+        lambda h: torch.minimum(F.relu(h), torch.tensor(6.0).to(h)),
+    ),
+    "relu": (
+        F.relu,
+        lambda h: h.clamp(min=0),
+        lambda h: h.clamp_min(0.0),
+        lambda h: torch.maximum(h, torch.tensor(0.0).to(h)),
+        lambda h: torch.max(torch.zeros_like(h), h),
+        lambda h: F.threshold(h, 0.0, 0.0),
+        lambda h: torch.where(h > 0, h, torch.zeros_like(h)),
+        lambda h: h * (h > 0),
+        lambda h: -(-h).clamp(max=0),
+    ),
+    "a bound beyond 0": (
+        lambda h: h.clamp(0.2, 0.6),
+        lambda h: F.hardtanh(h, 0.2, 0.6),
+        lambda h: torch.minimum(h, scalar(0.6)).clamp(min=0.2),
+        lambda h: torch.clamp(h, full(0.2, 3, 1), full(0.6, 3, 5)),
+    ),
+    "hardswish": (
+        F.hardswish,
+        lambda h: h * F.relu6(h + 3) / 6,
+        lambda h: h * (h + 3).clamp(0, 6) / 6,
+        lambda h: h * (F.hardtanh(h + 3, 0.0, 6.0) / 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 12.0])
+@pytest.mark.parametrize("name", CLIPPED)
+def test_one_function_that_clips_has_one_relevance(name, scale, close):
+    """By whichever function of torch, in place or not, and with bounds that are numbers or tensors."""
+    first = nn.Linear(5, 5).double()
+    composites = [Composite([(AnyLinear, rule)]) for rule in (Epsilon(0.0), Epsilon(0.1), Gamma(0.25), Flat())]
+    for composite in composites:
+        expected = None
+        for spelling in CLIPPED[name]:
+            model = Function(lambda x, spelling=spelling: spelling(first(x) * scale).sum(1, keepdim=True))
+            model.first = first
+            report = lrphooks.audit(model, X, 0, composite)
+            assert report.unexplained < 1e-12
+            relevance = lrphooks.lrp(model, X, 0, composite)
+            expected = relevance if expected is None else expected
+            close(relevance, expected, 1e-12)
+
+
+def test_what_is_clipped_hands_on_all_but_for_bounds_beyond_0(close):
+    """Dense: R_a = R_z, as for any activation; a lower bound above 0, or an upper one below it, is a constant."""
+    G = v(3, 5, seed=3)
+    for low, high in ((-0.4, 0.4), (0.0, 0.5), (-0.3, None), (None, 0.3), (0.2, 0.6), (None, -0.2), (-0.6, -0.2)):
+        z = X.clamp(low, high)
+        constant = low > X if low is not None and low > 0 else high < X if high is not None and high < 0 else X > 99
+        found = lrphooks.lrp(Function(lambda x, low=low, high=high: x.clamp(low, high)), X, lambda out: out * G)
+        close(found, torch.where(constant, torch.zeros_like(z), G * z), 1e-12)

@@ -7,6 +7,7 @@ on the wrong amount shows as relevance that nothing explains.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
+from lrphooks.engine.bounds import bounds_of
 from lrphooks.engine.call import Call, replace_tensors, tensors_in
 from lrphooks.engine.handlers.normalizing import POSITIONS
 from lrphooks.engine.handlers.products import denominator_of
@@ -172,7 +174,7 @@ def operation_sinks(seen: Seen, *, unruled: bool = False) -> Sinks:
 
 #: Where the plain gradient does not conserve by itself, so that asking for it makes a difference.
 _NONLINEAR = (
-    "product", "added product", "division", "power", "activation", "gate", "constant", "shift", "attention",
+    "product", "added product", "division", "power", "activation", "clamp", "gate", "constant", "shift", "attention",
     "normalization", "batch norm", "moments",
 )  # fmt: skip
 
@@ -192,6 +194,19 @@ def _selection(seen: Seen) -> Sinks:
     if isinstance(seen.rule, Identity | Pass) and seen.call.operation.name in ELEMENTWISE_SELECT:
         return _identity(seen)
     return {"constants": seen.arriving - sum(seen.contributions())}
+
+
+def _clipped(seen: Seen) -> Sinks:
+    """A lower bound above 0 and an upper one below it are constants where they win."""
+    bounds = bounds_of(seen.call)
+    if bounds is None:
+        return _selection(seen)
+    if isinstance(seen.rule, Pass):
+        return _identity(seen)
+    low, high = (torch.as_tensor(inf if b is None else b) for b, inf in zip(bounds, (-math.inf, math.inf), strict=True))
+    a, z = seen.carriers[0], seen.outputs[0]
+    beyond = ((low > 0) & (a < low)) | ((high < 0) & (a > high))
+    return {"constants": dot(torch.where(beyond, z, torch.zeros_like(z)), seen.gradients[0])}
 
 
 def _rectified(seen: Seen) -> Sinks:
@@ -287,6 +302,7 @@ _FORMULAS: dict[str, Callable[[Seen], Sinks]] = {
     "combination": _sum,
     "softmax": _softmax,
     "select": _selection,
+    "clamp": _clipped,
     "relu": _rectified,
     "activation": _identity,
     "power": _identity,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from lrphooks.engine.bounds import clips_as_activation
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.operations import names
 from lrphooks.rules.base import Rule
@@ -72,7 +73,9 @@ def way(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
 
 def takes_share(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> bool:
     """Whether the call is an activation whose node can take in the rule of the layer that made the tensor."""
-    if call.operation.kind != "activation" or len(call.dependent) != 1 or tensor.retains_grad or hooks_of(tensor):
+    if call.operation.kind != "activation" and not clips_as_activation(call):
+        return False
+    if len(call.dependent) != 1 or tensor.retains_grad or hooks_of(tensor):
         return False
     return not (call.writes_in_place and is_view(tensor)) and isinstance(rule(call), Identity)
 
@@ -81,7 +84,7 @@ def _by_rule(call: Call, tensor: Tensor, rule: Callable[[Call], Rule]) -> Way:
     kind, name = call.operation.kind, call.operation.name
     if name in _MOVES and len(call.dependent) == 1:
         return "moves" if isinstance(rule(call), Gradient) else ""
-    if kind == "activation" and not isinstance(given := rule(call), Constant):
+    if (kind == "activation" or clips_as_activation(call)) and not isinstance(given := rule(call), Constant):
         # Under a rule, a node of the engine's keeps it, or a copy.
         kept = name not in _OF_RESULT and (name in _OF_INPUT or not isinstance(given, Gradient))
         return "keeps" if kept else "reads"

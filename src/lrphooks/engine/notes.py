@@ -47,6 +47,7 @@ class Note(Attached):
     nonnegative: no element is below zero, known from the operation that made it.
     offset: it is a constant other than 0 plus something, as in ``1 + tanh(u)``: as a factor, it gates.
     layer: the ruled linear layer that made it.
+    product: the ruled product with a parameter that a bias may follow, as model code writes a layer.
     ruled: the layer's rule was set for the consumers that the engine sees; until then it waits to know them.
     kept: a checkpoint keeps the tensor to run from it again, so its autograd graph must stay as it is.
     moved: where its elements come from in the output of a layer under the epsilon rule that waits for their consumer,
@@ -64,6 +65,7 @@ class Note(Attached):
     nonnegative: bool = False
     offset: bool = False
     layer: LayerCall | None = None
+    product: LayerCall | None = None
     ruled: bool = False
     kept: bool = False
     moved: Moved | Summed | None = None

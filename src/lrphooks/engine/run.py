@@ -20,6 +20,7 @@ from lrphooks.engine.cuts import Cuts
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler
 from lrphooks.engine.handlers.composed import HIGHER_ORDER
+from lrphooks.engine.handlers.native import NATIVE, native
 from lrphooks.engine.interception import Interception, checkpoint_around, notice_checkpoint
 from lrphooks.engine.layer_call import behind_hooks
 from lrphooks.engine.nodes import InputNode, Passes, ScaleNode
@@ -27,10 +28,10 @@ from lrphooks.engine.passing import Source
 from lrphooks.engine.provenance import SEEN, Provenance
 from lrphooks.engine.serving import serves
 from lrphooks.engine.unmatched import Reports, entry, report
-from lrphooks.engine.weighted import SUMS, weighted_product, weighted_sum
-from lrphooks.layers.linear_map import Summation
-from lrphooks.operations import Operation, expression
-from lrphooks.operations.names import SHAPED_BY_ANOTHER
+from lrphooks.engine.weighted import SUMS, weighted_product, weighted_sum, with_bias
+from lrphooks.layers.linear_map import Dense, Summation
+from lrphooks.operations import Operation, classify, expression
+from lrphooks.operations.names import OF_TWO, SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Gradient, Normalize
 from lrphooks.torch_private import (
@@ -230,16 +231,15 @@ class Run:
         # Of x.type_as(y) and its like, the second operand gives a shape or a type alone.
         data = args[:1] if operation.name in SHAPED_BY_ANOTHER else (*args, *kwargs.values()) if kwargs else args
         dependent, constants, waiting, stopped = self._survey(data)
-        if not dependent and operation.name in HIGHER_ORDER:
-            return HANDLERS["composed"](self, Call(operation, function, args, kwargs), Gradient())
-        if not dependent:
-            out = self._constant(function, args, kwargs, constants, stopped)
-            if stopped and self.plan.softmax_is_ruled:
-                return softmax.recognize(self, operation, args, kwargs, out)
-            return out
+        if operation.name in OF_TWO and any(isinstance(v, Tensor) for v in (*args[1:], kwargs.get("other"))):
+            operation = classify(OF_TWO[operation.name])
         call = Call(operation, function, args, kwargs, dependent)
-        if operation.kind == "batch norm" and not call.argument(5, "training", False):
-            return self._batch_norm(call, waiting)
+        if not dependent:
+            return self._independent(call, constants, stopped)
+        if operation.kind == "composed" and operation.name in NATIVE:
+            return native(self, call)
+        if (joined := self._joined(call, waiting)) is not None:
+            return joined
         followed = settling.layer_before_relu(self, call, waiting) if waiting and operation.name == "relu" else None
         if waiting and followed is None:
             call = settling.settle(self, call, waiting)
@@ -295,13 +295,26 @@ class Run:
                 waiting.append(tensor)
         return dependent, constants, waiting, stopped
 
-    def _constant(self, function: Any, args: Any, kwargs: Any, constants: list[Tensor], stopped: bool) -> Any:
-        out = function(*args, **kwargs)
+    def _independent(self, call: Call, constants: list[Tensor], stopped: bool) -> Any:
+        """Run a call that no relevance comes back through."""
+        if call.operation.name in HIGHER_ORDER:
+            return HANDLERS["composed"](self, call, Gradient())
+        out = call.invoke()
         if constants:
             for tensor in tensors_in((out,)):
                 if tensor.requires_grad and not tensor.is_leaf:
                     notes.write(tensor, self, constant="stopped" if stopped else "parameter")
+        if stopped and self.plan.softmax_is_ruled:
+            return softmax.recognize(self, call.operation, call.args, call.kwargs, out)
         return out
+
+    def _joined(self, call: Call, waiting: list[Tensor]) -> Any:
+        """Run what is one with the layer before it, a BatchNorm or a bias, or return None for any other call."""
+        if call.operation.kind == "batch norm" and not call.argument(5, "training", False):
+            return self._batch_norm(call, waiting)
+        if call.operation.name == "add" and len(call.dependent) == 1:
+            return with_bias(self, call)
+        return None
 
     def _written_out(self, call: Call) -> Tensor | None:
         """Run a linear layer that the model writes out as a product or a sum, or return None if it is none."""
@@ -309,7 +322,11 @@ class Run:
             product = weighted_product(self, call)
             rule = None if product is None else self._layer_rule(call, product.tensors[1])
             if product is not None and rule is not None:
-                return linear.execute(self, call, rule, product.map, product.tensors, product.function)
+                out = linear.execute(self, call, rule, product.map, product.tensors, product.function)
+                note = notes.read(out, self)
+                if note is not None and note.layer is not None and isinstance(product.map, Dense):
+                    note.product = note.layer
+                return out
         if self.plan.rules_sums and call.operation.name in SUMS and len(call.dependent) > 1:
             rule = self._sum_rule(call)
             addition = None if rule is None else weighted_sum(self, call)

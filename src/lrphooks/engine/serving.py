@@ -43,6 +43,7 @@ SERVED: dict[Kind, tuple[type[Rule], ...]] = {
     "product": _PRODUCT,
     "added product": _PRODUCT,
     "division": (Identity,),
+    "clamp": _ELEMENTWISE,
     "power": _ELEMENTWISE,
     "activation": _ELEMENTWISE,
     "gate": _ELEMENTWISE,

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
+from lrphooks.engine.epsilon_node import Moved
+from lrphooks.engine.layer_call import LayerCall, saving_hooks
 from lrphooks.layers.linear_map import Dense, General, LinearMap, Summation
 from lrphooks.operations.names import SUM
+from lrphooks.torch_private import version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
 #: The operations that are linear layers where one operand is a parameter.
-OPERATIONS = ("matmul", "mm", "addmm", "_grouped_mm")
+OPERATIONS = ("matmul", "mm", "bmm", "addmm", "_grouped_mm")
 #: The operations that are linear layers, with weights 1 and -1, where both operands are activations.
 SUMS = frozenset(SUM.split())
 
@@ -48,19 +51,54 @@ def weighted_product(run: Run, call: Call) -> WeightedProduct | None:
         a, weight = call.args
     else:
         return None
-    if not _is_weight(run, a, weight) or weight.dim() != 2:
+    if not _is_weight(run, a, weight):
+        return None
+    multiply, options, repeated = call.function, call.kwargs, call.operation.name == "bmm"
+    if repeated and (weight.shape[0] == 1 or weight.stride(0) == 0):
+        # One matrix for the whole batch, as programs that torch.export decomposed write a layer.
+        weight = weight[0]
+    if weight.dim() != 2:
         return None
     if isinstance(bias, Tensor) and (run.carries(bias) or bias.dim() != 1):
         return None
 
-    multiply, options = call.function, call.kwargs
-
     def function(a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        operands = (a, weight.t()) if bias is None else (bias, a, weight.t())
+        matrix = weight.t().expand(a.shape[0], -1, -1) if repeated else weight.t()
+        operands = (a, matrix) if bias is None else (bias, a, matrix)
         out: Tensor = multiply(*operands, **options)
         return out
 
     return WeightedProduct(Dense(), (a, weight.t(), bias), function)
+
+
+def with_bias(run: Run, call: Call) -> Tensor | None:
+    """Run the sum of a product with a parameter and a bias as the linear layer that both are, or return None."""
+    if len(call.args) != 2 or call.kwargs or call.writes_in_place:
+        return None
+    (z,) = call.dependent
+    note = notes.read(z, run)
+    if note is None or note.product is None:
+        return None
+    layer = note.product
+    first, bias = call.args
+    bias = first if bias is z else bias
+    if not layer.intact or layer.hooks != saving_hooks() or not isinstance(bias, Tensor):
+        return None
+    a, weight, _ = layer.tensors
+    if a is None or bias.shape != z.shape[-1:] or z.dtype != bias.dtype or not run.made_of_parameters(bias):
+        return None
+    if isinstance(note.moved, Moved):
+        # The rule of both together goes back past that of the product alone.
+        call = call.replaced({id(z): note.moved.unguarded(z)})
+    elif layer.share_shift(z.dtype) is not None:
+        return None
+    link = layer.input_link
+    if z.shape[:-1] != a.shape[:-1]:
+        a, link = a.reshape(*z.shape[:-1], a.shape[-1]), None
+    told = a, weight, bias
+    out = run.shielded(call).invoke()
+    facts = layer.input_nonnegative, link, None, layer.hooks, layer.record, layer.filtered, version_of(a)
+    return LayerCall(run, layer.rule, layer.map, told, *facts).guard(out)
 
 
 def weighted_sum(run: Run, call: Call) -> tuple[Summation, tuple[Tensor, Tensor, None]] | None:

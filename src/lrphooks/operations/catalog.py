@@ -15,9 +15,9 @@ from lrphooks import torch_private
 from lrphooks.operations import names
 
 Kind = Literal[
-    "passive", "unknown", "relu", "shape", "split", "select", "combination", "product", "added product", "division",
-    "power", "activation", "constant", "moments", "shift", "softmax", "attention", "normalization", "batch norm",
-    "linear", "gate", "composed", "recurrent",
+    "passive", "unknown", "relu", "shape", "split", "select", "clamp", "combination", "product", "added product",
+    "division", "power", "activation", "constant", "moments", "shift", "softmax", "attention", "normalization",
+    "batch norm", "linear", "gate", "composed", "recurrent",
 ]  # fmt: skip
 
 
@@ -44,6 +44,7 @@ _KINDS: dict[str, Kind] = {
     **dict.fromkeys(names.SHAPE.split(), "shape"),
     **dict.fromkeys(names.SPLIT.split(), "split"),
     **dict.fromkeys(names.SELECT.split(), "select"),
+    **dict.fromkeys(names.CLAMP.split(), "clamp"),
     **dict.fromkeys(names.LINEAR_COMBINATION.split(), "combination"),
     **dict.fromkeys(names.PRODUCT.split(), "product"),
     **dict.fromkeys(names.ADDED_PRODUCT.split(), "added product"),
@@ -56,6 +57,7 @@ _KINDS: dict[str, Kind] = {
     **dict.fromkeys(names.NORMALIZATION.split(), "normalization"),
     **dict.fromkeys(names.LINEAR.split(), "linear"),
     **dict.fromkeys(names.COMPOSED.split(), "composed"),
+    **dict.fromkeys(names.NATIVE.split(), "composed"),
     **dict.fromkeys(names.RECURRENT.split(), "recurrent"),
     **dict.fromkeys(("pow", "float_power", "square", "sqrt"), "power"),
     **dict.fromkeys(("var_mean", "std_mean"), "moments"),
@@ -143,7 +145,6 @@ _PASSIVE = """
 
 @cache
 def _overload(name: str) -> Operation:
-    # The native forms of normalisations have arguments and results of their own, so they stay unknown.
     return Operation(name, "composed") if name in names.REORDERED else classify(name)
 
 

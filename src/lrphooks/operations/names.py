@@ -17,7 +17,7 @@ SHAPE = """
     dropout1d dropout2d dropout3d feature_dropout requires_grad resolve_conj resolve_neg _unsafe_view lift_fresh
     detach_copy to_dense _to_copy view_copy expand_copy squeeze_copy unsqueeze_copy permute_copy transpose_copy
     t_copy pin_memory __deepcopy__ narrow_copy select_copy slice_copy diagonal_copy alias_copy as_strided_copy
-    cdouble cfloat chalf
+    cdouble cfloat chalf as_tensor asarray _unsafe_index lift_fresh_copy _reshape_alias _reshape_copy
 """
 
 #: Those of SHAPE whose second operand gives a shape or a type alone.
@@ -27,23 +27,29 @@ SHAPED_BY_ANOTHER = frozenset(("view_as", "reshape_as", "expand_as", "type_as", 
 SPLIT = """
     chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind unsafe_chunk unsafe_split
     unsafe_split_with_sizes split_copy split_with_sizes_copy unbind_copy broadcast_tensors meshgrid iter
-    _pack_padded_sequence
+    _pack_padded_sequence native_dropout
 """
 
 #: Selects among values, or is piecewise linear through the origin: the plain gradient hands on all relevance.
 SELECT = """
-    leaky_relu prelu rrelu max amax min amin maximum minimum fmax fmin topk sort msort median nanmedian kthvalue
+    leaky_relu prelu rrelu max amax min amin topk sort msort median nanmedian kthvalue
     mode cummax cummin aminmax max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
     max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
     adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices
     fractional_max_pool2d fractional_max_pool3d fractional_max_pool2d_with_indices
-    fractional_max_pool3d_with_indices max_unpool1d max_unpool2d max_unpool3d clamp clamp_min clamp_max threshold
-    abs hardshrink quantile nanquantile where masked_fill nan_to_num
+    fractional_max_pool3d_with_indices max_unpool1d max_unpool2d max_unpool3d abs hardshrink quantile nanquantile where
+    masked_fill nan_to_num
 """
+
+#: Clips to bounds, or selects the larger or the smaller of two.
+CLAMP = "clamp clamp_min clamp_max hardtanh relu6 threshold maximum minimum fmax fmin"
+
+#: Names that stand for a function of CLAMP where a second tensor is given.
+OF_TWO = {"max": "maximum", "min": "minimum"}
 
 #: Those of SELECT that act on each element by itself and keep 0.
 ELEMENTWISE_SELECT = """
-    leaky_relu prelu rrelu clamp clip clamp_min clamp_max threshold abs absolute hardshrink nan_to_num
+    leaky_relu prelu rrelu abs absolute hardshrink nan_to_num
 """
 
 #: Linear in the activations together, or affine: sums, means, interpolation, writing into place.
@@ -58,7 +64,9 @@ LINEAR_COMBINATION = """
     segment_reduce fft ifft fft2 ifft2 fftn ifftn rfft irfft rfft2 irfft2 rfftn irfftn hfft ihfft hfft2 ihfft2 hfftn
     ihfftn fftshift ifftshift stft istft real imag view_as_real view_as_complex complex conj conj_physical
     alpha_dropout feature_alpha_dropout unfold_copy im2col col2im block_diag cartesian_prod combinations
-    pad_sequence _pad_packed_sequence
+    pad_sequence _pad_packed_sequence reflection_pad2d reflection_pad3d replication_pad2d replication_pad3d
+    _unsafe_index_put _fft_c2c _fft_c2r _fft_r2c _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
 """
 
 #: Those that add two activations, which may have the rule of a linear layer.
@@ -78,7 +86,7 @@ DIVISION = "div addcdiv solve solve_triangular triangular_solve cholesky_solve"
 
 #: Elementwise with f(0) = 0: relevance keeps its place.
 ACTIVATION = """
-    gelu silu mish tanh hardtanh relu6 hardswish elu selu celu softsign tanhshrink softshrink expm1 log1p
+    gelu silu mish tanh hardswish elu selu celu softsign tanhshrink softshrink expm1 log1p
     erf erfinv sin asin tan atan sinh asinh atanh
 """
 
@@ -125,10 +133,23 @@ ALIASES = {
     "log_sigmoid": "logsigmoid", "gammaln": "lgamma", "psi": "digamma", "_softmax": "softmax",
     "_log_softmax": "log_softmax", "concat": "cat", "concatenate": "cat", "row_stack": "vstack", "ger": "outer",
     "inv": "inverse", "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "trapz": "trapezoid",
+    "_adaptive_avg_pool2d": "adaptive_avg_pool2d", "_adaptive_avg_pool3d": "adaptive_avg_pool3d",
+    "_prelu_kernel": "prelu", "_safe_softmax": "softmax", "grid_sampler": "grid_sample",
+    "grid_sampler_2d": "grid_sample", "grid_sampler_3d": "grid_sample", "_cdist_forward": "cdist",
+    "_pdist_forward": "pdist",
 }  # fmt: skip
 
 #: Operations whose arguments have another order in torch and in torch.ops.aten than in torch.nn.functional.
 REORDERED = ("batch_norm", "instance_norm")
+
+#: Core ATen operators with arguments and results of their own, which stand for functions of torch.nn.functional.
+NATIVE = """
+    convolution _convolution native_layer_norm native_group_norm native_batch_norm cudnn_batch_norm
+    _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_no_update _fused_rms_norm
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
+    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math
+"""
 
 #: Properties of a tensor that are tensors themselves, and so carry relevance.
 TENSOR_PROPERTIES = ("T", "mT", "H", "mH", "real", "imag")

@@ -8,8 +8,6 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from lrphooks.engine.call import Call
 from lrphooks.rules.base import Rule
@@ -20,29 +18,9 @@ if TYPE_CHECKING:
 
 def composed(run: Run, call: Call, rule: Rule) -> Any:
     """Run a Python function of torch again with the mode on, so that each operation inside is seen."""
-    name = call.operation.name
-    function = HIGHER_ORDER.get(name) or _ORDERED.get(name) or _transparent(call.function)
+    function = HIGHER_ORDER.get(call.operation.name) or _transparent(call.function)
     with run.mode():
         return function(*call.args, **call.kwargs)
-
-
-def _reordered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return torch.batch_norm or torch.instance_norm as a call of the one in F, whose arguments have another order."""
-    names = ("input", "weight", "bias", "running_mean", "running_var")
-
-    def call(*args: Any, **kwargs: Any) -> Tensor:
-        given = {**dict(zip(names, args, strict=False)), **{k: kwargs[k] for k in names if k in kwargs}}
-        rest = {k: v for k, v in kwargs.items() if k not in (*names, "cudnn_enabled")}
-        order = ("input", "running_mean", "running_var", "weight", "bias")
-        return function(*(given[k] for k in order), *args[len(names) :][:3], **rest)
-
-    return call
-
-
-_ORDERED: dict[str, Callable[..., Tensor]] = {
-    "batch_norm": _reordered(F.batch_norm),
-    "instance_norm": _reordered(F.instance_norm),
-}
 
 
 @cache

@@ -49,8 +49,8 @@ def relu(run: Run, call: Call, rule: Rule) -> Any:
     return out
 
 
-def activation(run: Run, call: Call, rule: Rule) -> Any:
-    """Elementwise functions: f(a) / a in place of the derivative."""
+def activation(run: Run, call: Call, rule: Rule, *, quotient: Callable[..., Tensor] | None = None) -> Any:
+    """Elementwise functions: f(a) / a in place of the derivative; ``quotient`` where that is not all of it."""
     if isinstance(rule, Gradient | Constant):
         return plain(run, call, rule)
     x = source = call.dependent[0]
@@ -60,7 +60,7 @@ def activation(run: Run, call: Call, rule: Rule) -> Any:
     if call.writes_in_place:
         call = positional(call)
         if isinstance(rule, Pass) or call.args[0] is not source or is_view(source):
-            return in_place(run, call, activation, rule)
+            return in_place(run, call, partial(activation, quotient=quotient), rule)
         target, write = source, call.over([source])
         call = call.out_of_place()
     if isinstance(rule, Pass) and call.operation.kind == "constant":
@@ -69,7 +69,7 @@ def activation(run: Run, call: Call, rule: Rule) -> Any:
     function = function_of(call)
     # Of these, only GELU has a further argument that matters.
     approximate = call.argument(1, "approximate", "none") if call.operation.name == "gelu" else "none"
-    ratio = _RATIOS.get((call.operation.name, approximate), partial(_quotient, function))
+    ratio = _RATIOS.get((call.operation.name, approximate), partial(quotient or quotient_of, function))
     if moved is not None:
         x, ratio = moved.raw, partial(_shared, function, ratio, moved.origin.shift)
     if target is not None or (call.operation.name in _OF_RESULT and not run.unrolled):
@@ -118,7 +118,7 @@ def gate(run: Run, call: Call, rule: Rule) -> Any:
     return ElementwiseNode.apply(run, function_of(call), ratio, None, None, call.dependent[0])
 
 
-def _quotient(
+def quotient_of(
     function: Callable[..., Tensor], gradient: Tensor, x: Tensor, *learned: Tensor, slope: float | None = None
 ) -> Tensor:
     """Return G f(x) / x, and G f'(0) where x is 0, with a slope that is known or found by autograd."""
@@ -214,5 +214,5 @@ _RATIOS: dict[tuple[str, str], Callable[..., Tensor]] = {
     ("gelu", "tanh"): _gelu_tanh,
     ("mish", "none"): _mish,
     ("hardswish", "none"): _hardswish,
-    ("tanh", "none"): partial(_quotient, torch.tanh, slope=1.0),
+    ("tanh", "none"): partial(quotient_of, torch.tanh, slope=1.0),
 }

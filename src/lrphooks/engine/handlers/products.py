@@ -206,7 +206,11 @@ def division(run: Run, call: Call, rule: Rule) -> Any:
     place, name = denominator_of(call)
     denominator = call.argument(place, name)
     if not isinstance(denominator, Tensor) or not run.carries(denominator):
-        return plain(run, call, rule)
+        out = plain(run, call, rule)
+        note = notes.read(call.dependent[0], run)
+        if note is not None and note.offset and isinstance(denominator, int | float):
+            notes.write(out, run, offset=True)
+        return out
     if sum(run.carries(t) for t in tensors_in((call.args, call.kwargs))) == 1:
         return plain(run, call, Constant())
     if call.operation.in_place and denominator is call.args[0]:

@@ -11,15 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrphooks.engine import notes
+from lrphooks.engine.bounds import Bound, bounds_of, clips_as_activation
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.handlers.common import plain
-from lrphooks.engine.handlers.elementwise import activation
+from lrphooks.engine.handlers.elementwise import activation, quotient_of, relu
 from lrphooks.engine.sum_node import kept_sum, summands
 from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Identity, Pass
+from lrphooks.rules.operation import Gradient, Identity, Pass
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
+
+
+#: Leave the last dimension as it is, where its size stays.
+_RESHAPES = frozenset(("view", "reshape", "_unsafe_view", "contiguous", "clone"))
 
 
 def shape(run: Run, call: Call, rule: Rule) -> Any:
@@ -29,6 +34,8 @@ def shape(run: Run, call: Call, rule: Rule) -> Any:
     out = plain(run, call, rule)
     if note is None or not isinstance(out, Tensor) or out is source or len(call.dependent) != 1:
         return out
+    if note.product is not None and call.operation.name in _RESHAPES and out.shape[-1] == source.shape[-1]:
+        notes.write(out, run, product=note.product)
     link = note.link
     if note.nonnegative or link is not None:
         follow = partial(_rearranged, link, call.over([source])) if link is not None else None
@@ -68,6 +75,47 @@ def select(run: Run, call: Call, rule: Rule) -> Any:
         if note.link is not None:
             notes.write(out, run, link=partial(_winners, note.link, call, source))
     return out
+
+
+def clamp(run: Run, call: Call, rule: Rule) -> Any:
+    """Clip to bounds: a lower one up to 0 and an upper one from 0 as activations, R_a = R_z; others are constants."""
+    bounds = bounds_of(call)
+    if bounds is None or not isinstance(rule, Identity):
+        return select(run, call, Gradient() if isinstance(rule, Identity) else rule)
+    (source,) = call.dependent
+    note = notes.read(source, run)
+    facts = {"nonnegative": isinstance(bounds[0], int | float) and bounds[0] >= 0}
+    if note is not None and note.offset:
+        facts["offset"] = True
+    low, high = bounds
+    tensors = [bound for bound in bounds if isinstance(bound, Tensor)]
+    if tensors and (shape := torch.broadcast_tensors(source, *tensors)[0].shape) != source.shape:  # type: ignore[no-untyped-call]
+        return clamp(run, call.replaced({id(source): source.expand(shape)}), rule)
+    if not tensors and bounds == (0, None):
+        out = relu(run, call, Gradient())
+    elif clips_as_activation(call):
+        inside = (low is None or low < 0) and (high is None or high > 0)
+        out = activation(run, call, rule, quotient=partial(quotient_of, slope=float(inside)))
+    else:
+        out = activation(run, call, rule, quotient=partial(_clipped, low, high))
+    if any(facts.values()):
+        notes.write(out, run, **facts)
+    return out
+
+
+def _clipped(
+    low: Bound, high: Bound, function: Callable[..., Tensor], gradient: Tensor, x: Tensor, *learned: Tensor
+) -> Tensor:
+    """Return G f(x) / x, and nothing where a bound wins that is a constant."""
+    zero = x == 0
+    between, constant = torch.ones_like(zero), torch.zeros_like(zero)
+    for given, sign in ((low, 1), (high, -1)):
+        if given is not None:
+            bound = sign * torch.as_tensor(given, device=x.device)
+            between, constant = between & (bound < 0), constant | ((bound > 0) & (sign * x < bound))
+    safe = torch.where(zero, torch.ones_like(x), x)
+    quotient = torch.where(zero, between.to(x.dtype), function(safe, *learned) / safe)
+    return gradient * torch.where(constant, torch.zeros_like(x), quotient)
 
 
 def _winners(link: Callable[[], Tensor | None], call: Call, source: Tensor) -> Tensor | None:
