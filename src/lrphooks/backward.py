@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from lrphooks.engine import containers
 from lrphooks.engine.errors import LRPError
 from lrphooks.torch_private import shapes_received
 
@@ -18,6 +20,67 @@ from lrphooks.torch_private import shapes_received
 Places: TypeAlias = "Sequence[Tensor] | Sequence[GradientEdge]"
 #: How many gradients of the size of the largest are alive at a time in a backward pass, roughly.
 _ALIVE = 6
+
+
+#: What the largest explained value of a batch is brought to in float16, roughly: far from either end of its range.
+_SAFE = 16.0
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """An explained value times a power of two, and the way back: relevance is linear in what is explained.
+
+    In float16 nothing below 6e-8 is left, so the relevance of a value of a few thousandths is lost on its way.
+    """
+
+    value: Tensor
+    scale: Tensor | None = None
+
+    @classmethod
+    def of(cls, value: Tensor, inputs: Sequence[Tensor]) -> Scaled:
+        """Return the value at a safe scale, which is its own unless it or an input is of float16."""
+        if not value.numel() or all(t.dtype != torch.float16 for t in (value, *inputs)):
+            return cls(value)
+        with torch.no_grad():
+            # All on the device: to ask for the number would wait for it.
+            exponent = (_SAFE / value.abs().amax().float()).log2().floor()
+            scale = exponent.nan_to_num(0.0).clamp(0, 14).exp2().to(value.dtype)
+        return cls(value * scale, scale)
+
+    def back(self, found: Any) -> Any:
+        """Return what was found for the scaled value as it is for the value itself."""
+        if self.scale is None:
+            return found
+        scale = self.scale
+        return containers.map_tensors(found, lambda t: t / scale.to(t), "relevance")
+
+    def each_back(self, found: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return gradients, which may be missing, as they are for the value itself."""
+        return [None if t is None else self.back(t) for t in found]
+
+    def keeps(self, found: Sequence[Tensor | None]) -> bool:
+        """Whether the scale was not too large for what was found on the way."""
+        return self.scale is None or all(bool(t.isfinite().all()) for t in found if t is not None)
+
+
+def at_safe_scale(
+    explained: Sequence[Tensor], inputs: Sequence[Tensor], places: Places, budget: int
+) -> list[tuple[Scaled, tuple[Tensor | None, ...]]]:
+    """Return the gradients at some places for each explained tensor at a safe scale, and the way back from there."""
+    scaled = [Scaled.of(value, inputs) for value in explained]
+    if all(each.scale is None for each in scaled):
+        return list(zip(scaled, each(explained, places, budget), strict=True))
+    found: list[tuple[Scaled, tuple[Tensor | None, ...]]] = []
+    for one in scaled:
+        if not one.value.requires_grad:
+            found.append((one, (None,) * len(places)))
+            continue
+        grads = torch.autograd.grad(one.value.sum(), places, retain_graph=True, allow_unused=True)
+        if not one.keeps(grads):
+            one = Scaled(explained[len(found)])  # noqa: PLW2901  # the same value, as it is
+            grads = torch.autograd.grad(one.value.sum(), places, retain_graph=True, allow_unused=True)
+        found.append((one, grads))
+    return found
 
 
 def each(explained: Sequence[Tensor], leaves: Places, budget: int) -> list[tuple[Tensor | None, ...]]:

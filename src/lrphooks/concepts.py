@@ -100,11 +100,16 @@ def conditional_relevance(
         for index, condition in enumerate(parsed):
             chains.setdefault(tuple(name for name in order if name in condition), []).append(index)
             masks.append({n: _mask(model, n, calls[n], part) for n, (_, part) in condition.items()})
-        found: dict[int, tuple[Tensor | None, ...]] = {}
+        found: dict[int, Sequence[Tensor | None]] = {}
+        scaled = backward.Scaled.of(value, inputs.leaves)
         for chain, members in chains.items():
             path = [calls[name] for name in chain]
             passed = [[masks[index][name] for name in chain] for index in members]
-            found.update(zip(members, _through(value, path, passed, inputs.leaves, budget), strict=True))
+            through = _through(scaled.value, path, passed, inputs.leaves, budget)
+            if not all(map(scaled.keeps, through)):
+                scaled = backward.Scaled(value)
+                through = _through(value, path, passed, inputs.leaves, budget)
+            found.update(zip(members, map(scaled.each_back, through), strict=True))
     zeros = tuple(torch.zeros_like(leaf) for leaf in inputs.leaves)
     relevance = [inputs.arranged(zeros if all(g is None for g in found[i]) else found[i]) for i in range(len(parsed))]
     return relevance[0] if single else relevance
@@ -260,8 +265,9 @@ def _channel_relevance(
     with explained(model, inputs, [target], _composite(composite, inputs.who), taps) as (value,):
         taps.check()
         call = _single_call(taps, name, inputs.who)
-        (grads,) = backward.each([value], taps.edges, 1)
-    return _pooled(call.tapped[0].relevance(grads), channel_dim(model, name, call) if dim is None else dim, pool)
+        ((scaled, grads),) = backward.at_safe_scale([value], inputs.leaves, taps.edges, 1)
+    dim = channel_dim(model, name, call) if dim is None else dim
+    return _pooled(scaled.back(call.tapped[0].relevance(grads)), dim, pool)
 
 
 def _pooled(values: Tensor, dim: int, pool: str) -> Tensor:

@@ -248,8 +248,8 @@ def lrp_targets(
     composite = checked(composite, "lrp_targets")
     inputs = Inputs(x, kwargs, "lrp_targets")
     with explained(model, inputs, targets, composite) as values:
-        found = backward.each(values, inputs.leaves, budget)
-    return [inputs.arranged(grads) for grads in found]
+        found = backward.at_safe_scale(values, inputs.leaves, inputs.leaves, budget)
+    return [inputs.arranged(scaled.each_back(grads)) for scaled, grads in found]
 
 
 def _explain(
@@ -283,16 +283,19 @@ def _explain(
             taps.check()
         edges = [] if taps is None else taps.edges
         places: list[Any] = [*inputs.leaves, *edges, *asked.values()]
-        (grads,) = backward.each([value], places, 1)
+        ((scaled, grads),) = backward.at_safe_scale([value], inputs.leaves, places, 1)
     count = len(inputs.leaves)
     at_inputs, at_edges, at_parameters = grads[:count], grads[count : count + len(edges)], grads[count + len(edges) :]
     recorded = {}
     if taps is not None:
         for name, relevance in taps.relevance(at_edges).items():
             function = wanted[name][1]
-            recorded[name] = relevance if function is None else function(relevance)
-    learned = {name: _times(p, grad) for (name, p), grad in zip(asked.items(), at_parameters, strict=True)}
-    return Explanation(inputs.arranged(at_inputs), value.detach(), target, composite, given, recorded, learned)
+            found = scaled.back(relevance)
+            recorded[name] = found if function is None else function(found)
+    learned = {name: scaled.back(_times(p, g)) for (name, p), g in zip(asked.items(), at_parameters, strict=True)}
+    return Explanation(
+        inputs.arranged(scaled.each_back(at_inputs)), value.detach(), target, composite, given, recorded, learned
+    )
 
 
 def _times(parameter: Tensor, gradient: Tensor | None) -> Tensor:

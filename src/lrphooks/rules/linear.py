@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -124,7 +124,17 @@ class Epsilon(LinearRule):
 @lru_cache(64)
 def _epsilon_stabilizer(epsilon: float | Stabilizer) -> Stabilizer:
     """Return the stabilizer, which is asked for at every layer."""
-    return Stabilizer.ensure("Epsilon", "epsilon", epsilon)
+    given = Stabilizer.ensure("Epsilon", "epsilon", epsilon)
+    return _OfShare(**{field.name: getattr(given, field.name) for field in fields(given)})
+
+
+@dataclass(frozen=True)
+class _OfShare(Stabilizer):
+    """The stabilizer s of a share z / (z + s), which is at most 1, so that s may be as small as numbers are."""
+
+    def _least(self, dtype: torch.dtype) -> float:
+        info = torch.finfo(dtype)
+        return max(self.epsilon, info.tiny * info.eps) if dtype == torch.float16 else self.epsilon
 
 
 @dataclass(frozen=True)
