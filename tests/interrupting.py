@@ -24,12 +24,14 @@ import lrphooks
 from lrphooks import composites
 from lrphooks.engine.eager import EAGER
 from lrphooks.engine.interception import THREAD
+from lrphooks.torch_private import top_saved_tensors_hooks
 
 
 def left(model):
     """What is left of contexts, on a model and in the current thread and process."""
     found = {
         "hooks": [name for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks],
+        "hooks on saved tensors": top_saved_tensors_hooks(True),
         "functions in place of calls": [n for n, m in model.named_modules() if "_compiled_call_impl" in vars(m)],
         "flags of hooks": [
             name

@@ -198,6 +198,11 @@ OPERATORS = {
         lambda x: aten.grid_sampler_2d.default(x, torch.tanh(Q).view(2, 4, 3, 2), 0, 0, False),
         lambda x: F.grid_sample(x, torch.tanh(Q).view(2, 4, 3, 2), align_corners=False),
     ),
+    "linear and bias": (
+        X,
+        lambda x: F.linear(x, nn.Parameter(KERNEL[0, :2].flatten()[:18].view(3, 6))) + nn.Parameter(B[:3]),
+        lambda x: F.linear(x, nn.Parameter(KERNEL[0, :2].flatten()[:18].view(3, 6)), nn.Parameter(B[:3])),
+    ),
     "matrix and bias": (
         X,
         lambda x: x.matmul(torch.nn.Parameter(KERNEL[0, :2].flatten()[:18].view(6, 3))) + nn.Parameter(B[:3]),

@@ -194,7 +194,7 @@ def serves(function, operands, expected):
         sources = [a.clone().requires_grad_() for a in operands]
         found = floating(function(*(a.clone() for a in sources)))
         torch.autograd.grad(Sandwich.readout(found), sources, allow_unused=True)
-    except (TypeError, RuntimeError, IndexError, ValueError, AttributeError):
+    except (TypeError, RuntimeError, IndexError, KeyError, ValueError, AttributeError):
         return False
     return len(found) == len(expected) and all(
         f.shape == e.shape and torch.allclose(f, e, rtol=1e-12, atol=1e-12)

@@ -58,7 +58,17 @@ def linear(run: Run, call: Call, rule: Rule) -> Any:
     else:
         spatial = int(call.operation.name[-2])
         linear_map = bind_convolution(spatial, arguments, transposed=transposed)
-    return execute(run, call, rule, linear_map, (a, weight, bias))
+    out = execute(run, call, rule, linear_map, (a, weight, bias))
+    if bias is None and isinstance(linear_map, Dense):
+        await_bias(run, out)
+    return out
+
+
+def await_bias(run: Run, out: Tensor) -> None:
+    """Note that a bias which the model adds to the output next belongs to the layer."""
+    note = notes.read(out, run)
+    if note is not None:
+        note.product = note.layer
 
 
 def execute(

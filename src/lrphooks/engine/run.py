@@ -323,9 +323,8 @@ class Run:
             rule = None if product is None else self._layer_rule(call, product.tensors[1])
             if product is not None and rule is not None:
                 out = linear.execute(self, call, rule, product.map, product.tensors, product.function)
-                note = notes.read(out, self)
-                if note is not None and note.layer is not None and isinstance(product.map, Dense):
-                    note.product = note.layer
+                if isinstance(product.map, Dense):
+                    linear.await_bias(self, out)
                 return out
         if self.plan.rules_sums and call.operation.name in SUMS and len(call.dependent) > 1:
             rule = self._sum_rule(call)
