@@ -13,9 +13,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+import lrphooks
 from lrphooks import Composite, LRPError
 from lrphooks.matching import AnyLinear
 from lrphooks.rules import Epsilon, Gamma, ZPlus
+from small_networks import every_layer
 
 EPSILON = 0.1
 COMPOSITE = Composite([(AnyLinear, Epsilon(EPSILON))], unmatched="gradient")
@@ -485,9 +487,9 @@ CONSUME = {
 def test_an_input_that_is_overwritten_before_the_output_is_consumed(rule, name, close):
     """Relevance is that of the input as the layer saw it, or there is an error: where a rule needs it.
 
-    Epsilon needs it where its node stands on the output itself, as a ReLU in place asks for.
+    Epsilon needs none but the output.
     """
-    short = isinstance(rule, Epsilon) and name != "relu_"
+    short = isinstance(rule, Epsilon)
     consume = CONSUME[name]
     composite = Composite([(AnyLinear, rule)])
     found = []
@@ -503,14 +505,70 @@ def test_an_input_that_is_overwritten_before_the_output_is_consumed(rule, name, 
     close(found[1], found[0], tol=1e-12)
 
 
-def test_an_input_that_is_overwritten_before_a_batch_norm():
-    class Normed(Overwritten):
-        def __init__(self):
-            super().__init__(None, copied=False)
-            self.consume = nn.BatchNorm1d(8).double()
+class Normed(Overwritten):
+    """As above, with a BatchNorm behind the layer."""
 
-    model = Normed().eval()
-    leaf = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    def __init__(self, *, copied):
+        super().__init__(None, copied=copied)
+        self.consume = nn.BatchNorm1d(8).double()
+        self.requires_grad_(requires_grad=False).eval()
+
+
+def test_an_input_that_is_overwritten_before_a_batch_norm(close):
+    x = torch.randn(5, 8, dtype=torch.float64)
     text = r"input of the layer before the BatchNorm in module 'consume'.*shape \(5, 8\), was overwritten in place"
-    with COMPOSITE.context(model), pytest.raises(LRPError, match=text):
-        model(leaf)
+    with every_layer(Gamma(0.25)).context(model := Normed(copied=False)), pytest.raises(LRPError, match=text):
+        model(x.clone().requires_grad_())
+    found = [lrphooks.lrp(Normed(copied=copied), x, 1, COMPOSITE) for copied in (True, False)]
+    close(found[1], found[0], tol=1e-12)
+
+
+def _no_grad(z):
+    with torch.no_grad():
+        z.clamp_(-1, 1)
+    return z
+
+
+def _through_a_view(z):
+    z.view(-1)[::2] = 0.5
+    return z
+
+
+def _view_first(z):
+    y = z.view(-1, 2)
+    y.mul_(2)
+    return y.reshape(z.shape)
+
+
+def _used_then_written(z):
+    y = z + 1
+    return y * 0.5 + z.relu_()
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["", "BatchNorm"])
+@pytest.mark.parametrize("create", [False, True], ids=["", "differentiable"])
+@pytest.mark.parametrize("write", [_no_grad, _through_a_view, _view_first, _used_then_written], ids=lambda f: f.__name__)
+def test_whatever_overwrites_an_output(write, create, norm, close):
+    """Relevance is that of the same function without a rule's node in sight of the write."""
+
+    class Model(nn.Module):
+        def __init__(self, *, written):
+            super().__init__()
+            torch.manual_seed(2)
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 3)
+            self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
+            self.written = written
+            self.double().eval()
+
+        def forward(self, x):
+            z = self.norm(self.first(x))
+            return self.second(write(z if self.written else z.clone()))
+
+    x = torch.randn(5, 8, dtype=torch.float64)
+    found = []
+    for written in (False, True):
+        leaf = x.clone().requires_grad_()
+        with COMPOSITE.context(model := Model(written=written)):
+            out = model(leaf)[:, 1].sum()
+        found.append(torch.autograd.grad(out, leaf, create_graph=create)[0])
+    close(found[1].detach(), found[0].detach(), tol=1e-12)

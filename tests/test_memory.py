@@ -64,10 +64,10 @@ def short_llama():
 MODELS = {"VGG": vgg, "ResNet": resnet, "ViT": vit, "Swin": swin, "BERT": short_bert, "Llama": short_llama}
 RULES = {
     "LRP-0": every_layer(Epsilon(0)),
-    "AttnLRP": composites.AttnLRP(epsilon=0),
-    "CPLRP": composites.CPLRP(epsilon=0),
-    "AttnLRP, epsilon": composites.AttnLRP(),
-    "CPLRP, epsilon": composites.CPLRP(),
+    "AttnLRP": composites.AttnLRP(),
+    "CPLRP": composites.CPLRP(),
+    "AttnLRP, epsilon": composites.AttnLRP(1e-6),
+    "CPLRP, epsilon": composites.CPLRP(1e-6),
     "Epsilon": every_layer(Epsilon()),
     "ZPlus": every_layer(ZPlus()),
     "Gamma": every_layer(Gamma(0.25)),
@@ -93,12 +93,12 @@ def activations(model, x):
 
 #: The most memory of an explanation over that of a gradient, by model.
 BARS = {
-    "VGG": {"LRP-0": 1.1, "Epsilon": 1.1, "ZPlus": 2.0, "Gamma": 2.0, "AlphaBeta": 2.0},
-    "ResNet": {"LRP-0": 1.1, "Epsilon": 1.1, "ZPlus": 1.5, "Gamma": 1.5, "AlphaBeta": 1.5},
-    "ViT": {"LRP-0": 1.1, "AttnLRP": 1.1, "CPLRP": 1.1, "AttnLRP, epsilon": 1.1, "CPLRP, epsilon": 1.1},
-    "Swin": {"LRP-0": 1.1, "AttnLRP, epsilon": 1.1, "CPLRP, epsilon": 1.1},
-    "BERT": {"LRP-0": 1.1, "AttnLRP, epsilon": 1.1, "CPLRP, epsilon": 1.1},
-    "Llama": {"LRP-0": 1.1, "AttnLRP, epsilon": 1.1, "CPLRP, epsilon": 1.1},
+    "VGG": {"LRP-0": 1.1, "Epsilon": 1.5, "ZPlus": 2.0, "Gamma": 2.0, "AlphaBeta": 2.0},
+    "ResNet": {"LRP-0": 1.1, "Epsilon": 1.5, "ZPlus": 1.5, "Gamma": 1.5, "AlphaBeta": 1.5},
+    "ViT": {"LRP-0": 1.1, "AttnLRP": 1.1, "CPLRP": 1.1, "AttnLRP, epsilon": 1.5, "CPLRP, epsilon": 1.5},
+    "Swin": {"LRP-0": 1.1, "AttnLRP": 1.1, "CPLRP": 1.1, "AttnLRP, epsilon": 1.5, "CPLRP, epsilon": 1.5},
+    "BERT": {"LRP-0": 1.1, "AttnLRP": 1.1, "CPLRP": 1.1, "AttnLRP, epsilon": 1.5, "CPLRP, epsilon": 1.5},
+    "Llama": {"LRP-0": 1.1, "AttnLRP": 1.1, "CPLRP": 1.1, "AttnLRP, epsilon": 1.5, "CPLRP, epsilon": 1.5},
 }
 
 

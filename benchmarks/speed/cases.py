@@ -17,7 +17,7 @@ CONVOLUTIONS = (
     "zennit epsilon", "zennit z-plus", "zennit gamma", "captum epsilon",
 )  # fmt: skip
 ATTENTION = (
-    "forward", "lrphooks LRP-0", "lrphooks AttnLRP", "lrphooks CPLRP", "lrphooks AttnLRP without stabilizer",
+    "forward", "lrphooks LRP-0", "lrphooks AttnLRP", "lrphooks CPLRP", "lrphooks AttnLRP epsilon",
     "lrphooks z-plus", "lrphooks gamma", "zennit epsilon", "autoLRP CPLRP",
 )  # fmt: skip
 TOKENS = (*(name for name in ATTENTION if not name.startswith("zennit")), "LXT AttnLRP")

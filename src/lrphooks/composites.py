@@ -210,11 +210,11 @@ def DeconvNet(*, layers: Sequence[Entry] = ()) -> Composite:
     return Composite((*layers, (ReLU, DeconvReLU()), (AnyLinear, Gradient())), attribution="gradient")
 
 
-def AttnLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
-    """Epsilon on linear layers, products half each, softmax by its gradient. For any model, transformers above all.
+def AttnLRP(epsilon: _Number = 0.0, *, layers: Sequence[Entry] = ()) -> Composite:
+    """LRP-0 on linear layers, products half each, softmax by its gradient. For any model, transformers above all.
 
-    No stabilizer is needed, since the modified gradient divides by no activation: with ``epsilon=0`` relevance takes
-    about as much memory as the gradient, with a stabilizer about 1.1 times as much.
+    No stabilizer is needed, since the modified gradient divides by no activation. With one, ``epsilon`` above 0, the
+    linear layers have the epsilon rule, which keeps a copy of each layer's output.
 
     The softmax expansion has an offset that absorbs relevance of its own; :func:`CPLRP` has none.
 
@@ -225,10 +225,10 @@ def AttnLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composi
     return Composite((*layers, (torch.softmax, Gradient()), (AnyLinear, Epsilon(epsilon))))
 
 
-def CPLRP(epsilon: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
-    """Epsilon on linear layers, attention weights constant, so the values take all. For any model.
+def CPLRP(epsilon: _Number = 0.0, *, layers: Sequence[Entry] = ()) -> Composite:
+    """LRP-0 on linear layers, attention weights constant, so the values take all. For any model.
 
-    As for :func:`AttnLRP`, ``epsilon=0`` takes about as much memory as the gradient.
+    As for :func:`AttnLRP`, no stabilizer is needed.
 
     References
     ----------

@@ -19,6 +19,7 @@ from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
 from lrphooks.engine.cuts import has_values
 from lrphooks.engine.ending import Ending, close_interrupted
+from lrphooks.engine.epsilon_node import keep
 from lrphooks.engine.provenance import SEEN
 from lrphooks.engine.reporting import Place
 from lrphooks.engine.tensor_hooks import never_empty
@@ -138,10 +139,7 @@ class Interception(TorchFunctionMode):
         if operation.kind == "passive":
             return self._passive(operation.name, func, args, kwargs or {})
         if not torch.is_grad_enabled():
-            refuse_reentrant_checkpoint()
-            out = func(*args, **(kwargs or {}))
-            self.run.cuts.without_gradients(self.run, Call(operation, func, args, kwargs or {}), out)
-            return out
+            return self._without_gradients(Call(operation, func, args, kwargs or {}))
         if transforms_active():
             moves = operation.kind in ("shape", "split")
             refuse_transformed(tensors_in((args, kwargs or {})), self.run.carries, moves=moves)
@@ -168,6 +166,16 @@ class Interception(TorchFunctionMode):
             run.reports.place(tensors_in((args[0] if out is None and args else out,)))
         if run.cuts.held:
             run.cuts.use(run, Call(operation, func, args, kwargs or {}), out)
+        return out
+
+    def _without_gradients(self, call: Call) -> Any:
+        """Run a call with gradients disabled."""
+        refuse_reentrant_checkpoint()
+        if call.operation.in_place and call.args:
+            with torch.enable_grad():
+                keep(self.run, call.args[0])
+        out = call.invoke()
+        self.run.cuts.without_gradients(self.run, call, out)
         return out
 
     def _passive(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

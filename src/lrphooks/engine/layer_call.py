@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 
 from lrphooks.engine import notes
-from lrphooks.engine.epsilon_node import Moved, Origin
 from lrphooks.engine.filter_node import FilterNode
-from lrphooks.engine.rule_node import GuardNode, ReluRuleNode, RuleNode
+from lrphooks.engine.rule_node import GuardNode, RuleNode
 from lrphooks.layers.layer import Layer, WeightForm
-from lrphooks.layers.linear_map import Dense, LinearMap
+from lrphooks.layers.linear_map import LinearMap
 from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
-from lrphooks.torch_private import dispatch_modes, preserve_version, set_versions, top_saved_tensors_hooks, version_of
+from lrphooks.torch_private import dispatch_modes, preserve_version, top_saved_tensors_hooks, version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -80,6 +79,11 @@ class LayerCall:
     version: int = 0
 
     @property
+    def merged(self) -> bool:
+        """Whether a BatchNorm belongs to it already."""
+        return self.batch_norm is not None
+
+    @property
     def intact(self) -> bool:
         """Whether the input is still as the layer saw it, so that further nodes may be set."""
         a = self.tensors[0] if self.tensors else None
@@ -91,6 +95,16 @@ class LayerCall:
         told = self.input_nonnegative, self.input_link, batch_norm, self.hooks, self.record, self.filtered, self.version
         return LayerCall(self.run, self.rule, self.map, tensors, *told)
 
+    def with_bias(self, bias: Tensor, shape: torch.Size) -> LayerCall:
+        """Return the call of this layer, which has no bias, with the one that is added to its output of a shape."""
+        a, weight, _ = self.tensors
+        assert a is not None
+        link = self.input_link
+        if shape[:-1] != a.shape[:-1]:
+            a, link = a.reshape(*shape[:-1], a.shape[-1]), None
+        told = self.input_nonnegative, link, None, self.hooks, self.record, self.filtered, version_of(a)
+        return LayerCall(self.run, self.rule, self.map, (a, weight, bias), *told)
+
     def bare(self) -> LayerCall:
         """Return the call as its nodes keep it: they save its tensors for backward, which frees them or runs again."""
         if self.run.hooked:
@@ -98,35 +112,26 @@ class LayerCall:
         told = self.input_nonnegative, None, self.batch_norm, self.hooks, self.record, self.filtered
         return LayerCall(self.run, self.rule, self.map, (), *told)
 
-    def share_shift(self, dtype: torch.dtype) -> float | None:
-        """Return s where the rule comes to a share of the gradient, z / (z + s sign z), and that may stand anywhere.
-
-        None also where somebody watches or cuts what arrives at the output, or relevance itself may.
-        """
-        run = self.run
-        if not isinstance(self.rule, LinearRule) or self.filtered is not None or run.observer is not None:
-            return None
-        return None if run.delivers or run.hooked else self.rule.shift(dtype)
-
     def guard(self, output: Tensor) -> Tensor:
         """Set the rule on the output for consumers that cannot be seen, and note the layer for those that can."""
-        moved = None
-        shift = self.share_shift(output.dtype)
-        if shift is not None and self.map.merges:
-            # Where the gradient saves no input, the layer's own node would.
-            lean = isinstance(self.map, Dense) and self.batch_norm is None
-            moved = Moved(Origin(shift, output, self.hooks, lean))
-        # Where what is seen goes around the guard, that is in the way of what cannot be seen alone.
         link_in = self._link_in()
         # A selective checkpoint takes a tensor that it keeps for changed where the node is set in place.
         with preserve_version(output) if dispatch_modes() else nullcontext():
-            how = "in place" if moved is None else "beside"
-            out: Tensor = GuardNode.apply(self, how, output, link_in, *self.tensors)
+            out: Tensor = GuardNode.apply(self, "in place", output, link_in, *self.tensors)
         if self.filtered is not None:
             out, _ = FilterNode.apply(self.run, self.filtered, True, out, None)
-        notes.write(out, self.run, layer=self, ruled=False, moved=moved)
+        notes.write(out, self.run, layer=self, ruled=False)
         self._tell(out, None, linked=link_in is not None)
         return out
+
+    def bypassed(self, output: Tensor) -> Tensor:
+        """Return the output of a layer whose gradient is right already.
+
+        Relevance itself, which an output of 0 cannot carry as a gradient, needs a way on demand.
+        """
+        notes.write(output, self.run, link=partial(self.link, output.shape, output.dtype))
+        self._tell(output, None)
+        return output
 
     def _link_in(self) -> Tensor | None:
         """Return the link of the input, for a rule that hands on relevance itself."""
@@ -141,7 +146,7 @@ class LayerCall:
         """Leave the rule to the guard, for whoever asked for the gradient at the output itself."""
         linked = self.run.linked and self.filtered is None
         link = partial(self.link, output.shape, output.dtype) if linked else None
-        notes.write(output, self.run, ruled=True, moved=None, link=link)
+        notes.write(output, self.run, ruled=True, link=link)
 
     def settle(self, output: Tensor, *, relu_follows: bool = False, in_place: bool = True) -> Tensor:
         """Set the rule's node on the output and return the tensor to consume (the output itself if in place)."""
@@ -151,23 +156,9 @@ class LayerCall:
             ruled, link = RuleNode.apply(self, relu_follows, in_place, output, link_in, *self.tensors)
             if self.filtered is not None:
                 ruled, link = FilterNode.apply(self.run, self.filtered, in_place, ruled, link)
-        notes.write(ruled, self.run, layer=self, ruled=True, moved=None, link=None if link is None else lambda: link)
+        notes.write(ruled, self.run, layer=self, ruled=True, link=None if link is None else lambda: link)
         self._tell(ruled, link, relu_follows=relu_follows, linked=link_in is not None)
         return ruled  # type: ignore[no-any-return]
-
-    def settle_behind_relu(self, output: Tensor, *, in_place: bool) -> Tensor:
-        """Set the rule's node on the output of the ReLU behind the layer, and return the tensor that the model sees.
-
-        It stands on the tensor itself if the ReLU wrote it in place.
-        """
-        version = version_of(output)
-        with preserve_version(output):
-            if in_place:
-                # The node saves the tensor after autograd counted it as a change, which it is not.
-                set_versions((output,), (version - 1,))
-            ruled: Tensor = ReluRuleNode.apply(self, in_place, output, *self.tensors)
-        notes.write(ruled, self.run, nonnegative=True)
-        return ruled
 
     def link(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Return a link to the output of a layer whose rule has no node in front of the guard."""

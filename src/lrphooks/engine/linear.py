@@ -5,20 +5,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
-from lrphooks.engine.epsilon_node import Moved
+from lrphooks.engine.epsilon_node import EpsilonCall, EpsilonNode, Share
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
 from lrphooks.engine.nodes import ParameterizedMapNode, ScaleNode, unaliased
-from lrphooks.engine.normalization_nodes import BatchNormNode, MergedNode
+from lrphooks.engine.normalization_nodes import BatchNormNode
 from lrphooks.engine.passing import through
 from lrphooks.engine.tensor_hooks import asked, serve_through
 from lrphooks.layers.linear_map import Dense, General, LinearMap, bind_convolution
@@ -104,15 +102,7 @@ def execute(
             f"{rule!r} cannot serve operation {call.operation.name} in {run.name_of_running()}: it is of complex "
             "numbers, which are neither positive nor negative. Give the layer Epsilon(0)."
         )
-    note = notes.read(a, run)
-    if weight.requires_grad or (bias is not None and bias.requires_grad):
-        function = function or call.over(tensors)
-        transpose = linear_map.transpose
-        z: Tensor = ParameterizedMapNode.apply(run, function, transpose, *tensors)
-    else:
-        z = _frozen(run, call)
-        if pending:
-            z = unaliased(z)
+    z = _output(run, call, linear_map, tensors, function, pending=pending)
     if isinstance(rule, Constant):
         stop(run, z)
         return z
@@ -122,6 +112,9 @@ def execute(
         _check_input(run, call, rule, linear_map, a)
     if not (pending or run.delivers or record is not None):
         return z
+    if isinstance(rule, Epsilon) and pending and filtered is None and not run.linked:
+        return _under_epsilon(run, rule, linear_map, tensors, z)
+    note = notes.read(a, run)
     layer = LayerCall(
         run,
         rule if isinstance(rule, LinearRule | InputRule) else Epsilon(0.0),
@@ -134,23 +127,40 @@ def execute(
         filtered=filtered,
         version=version_of(a),
     )
-    if pending:
-        return layer.guard(z)
-    # The gradient is right already; relevance itself, which a z of 0 cannot carry as one, needs a way on demand.
-    notes.write(z, run, link=partial(layer.link, z.shape, z.dtype))
-    if record is not None:
-        assert run.observer is not None
-        run.observer.layer(layer, z, None, relu_follows=False, linked=False)
-    return z
+    return layer.guard(z) if pending else layer.bypassed(z)
 
 
-def _frozen(run: Run, call: Call) -> Tensor:
-    """Run a layer whose parameters need no gradient."""
+def _under_epsilon(
+    run: Run, rule: Epsilon, linear_map: LinearMap, tensors: tuple[Tensor, Tensor, Tensor | None], z: Tensor
+) -> Tensor:
+    """Return the output z of a layer under the epsilon rule, where nobody looks on and relevance comes as G alone."""
+    if not linear_map.merges:
+        # The values of a sum may be infinite, those of its stacked operands are not.
+        out: Tensor = EpsilonNode.apply(Share(run.passes, rule), linear_map.forward(*tensors), z)
+        return out
+    return EpsilonCall.guard(run, rule, linear_map, z, saving_hooks())
+
+
+def _output(
+    run: Run,
+    call: Call,
+    linear_map: LinearMap,
+    tensors: tuple[Tensor, Tensor, Tensor | None],
+    function: Callable[..., Tensor] | None,
+    *,
+    pending: bool,
+) -> Tensor:
+    """Run the layer, whose parameters receive nothing in a relevance pass."""
+    _, weight, bias = tensors
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        function = function or call.over(tensors)
+        out: Tensor = ParameterizedMapNode.apply(run, function, linear_map.transpose, *tensors)
+        return out
     z: Tensor = call.invoke()
     if not z.requires_grad:
         # A kernel without a derivative, as of quantised weights, leaves nothing to go back through.
         run.cuts.without_derivative(run, call, z, ruled=True)
-    return z
+    return unaliased(z) if pending else z
 
 
 def _check_input(run: Run, call: Call, rule: InputRule, linear_map: LinearMap, a: Tensor) -> None:
@@ -183,21 +193,27 @@ def _dynamic(run: Run, call: Call, rule: Rule) -> Any:
 _STATISTICS = ("running_mean", "running_var", "weight", "bias")
 
 
-def scales_outputs(z: Tensor, layer: LayerCall) -> bool:
+def scales_outputs(z: Tensor, layer: LayerCall | EpsilonCall) -> bool:
     """Whether a BatchNorm of a layer's output z, which scales dimension 1, has a factor for each of its outputs."""
     return layer.map.merges and z.dim() + layer.map.output_channel_dim == 1
 
 
-def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | None) -> Any:
+def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | EpsilonCall | None) -> Any:
     """Run an evaluated BatchNorm; after a ruled layer, its output stands for both merged."""
     statistics = tuple(call.argument(i, name) for i, name in enumerate(_STATISTICS, 1))
     if statistics[0] is None or statistics[1] is None or any(run.carries(t) for t in statistics):
         # Without running statistics it is no evaluated BatchNorm, whatever it was told.
         run.unmatched(call, "its statistics are missing or depend on the explained input")
         return call.invoke()
-    eps = call.argument(7, "eps", 1e-5)
     if layer is None:
         return run.observed(call, rule, _evaluated)
+    source = call.dependent[0]
+    if isinstance(layer, EpsilonCall):
+        # The rule of both together goes back past that of the layer alone.
+        out = layer.joined(_evaluated(run, call.replaced({id(source): layer.output}), rule), merged=True)
+        if asked(source):
+            serve_through(run, source, out)
+        return out
     a = layer.tensors[0]
     if a is not None and not layer.intact:
         raise LRPError(
@@ -205,22 +221,11 @@ def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | None) -> Any
             f"{tuple(a.shape)}, was overwritten in place before its output was used, so "
             f"{layer.rule!r} cannot be set on both together. Write out of place there: x = f(x) in place of f_(x)."
         )
-    source = call.dependent[0]
-    note = notes.read(source, run)
-    merged = layer.merged_with(BatchNormCall(eps), statistics)
+    merged = layer.merged_with(BatchNormCall(call.argument(7, "eps", 1e-5)), statistics)
+    out = merged.guard(_evaluated(run, call, rule))
     if asked(source):
-        out = merged.guard(_evaluated(run, call, rule))
         serve_through(run, source, out)
-        return out
-    if note is None or not isinstance(note.moved, Moved) or layer.hooks != saving_hooks():
-        return merged.guard(_evaluated(run, call, rule))
-    # The rule of both together is set once, behind the BatchNorm.
-    learned = any(t is not None and t.requires_grad for t in merged.tensors[1:])
-    if learned or not MergedNode.serves(layer.map):
-        return merged.guard(_evaluated(run, call.replaced({id(source): note.moved.unguarded(source)}), rule))
-    with torch.no_grad():
-        value = call.invoke()
-    return merged.guard(MergedNode.apply(merged, (value,), *merged.tensors))
+    return out
 
 
 def _evaluated(run: Run, call: Call, rule: Rule) -> Tensor:

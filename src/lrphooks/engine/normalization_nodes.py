@@ -11,10 +11,8 @@ from torch import Tensor
 
 from lrphooks.engine.derivatives import of_parameters, true_derivative
 from lrphooks.engine.nodes import Node, absent, unaliased
-from lrphooks.layers.linear_map import Convolution, Dense, LinearMap
 
 if TYPE_CHECKING:
-    from lrphooks.engine.layer_call import LayerCall
     from lrphooks.engine.run import Run
 
 
@@ -89,31 +87,3 @@ class BatchNormNode(Node):
         need = (False, *ctx.needs_input_grad[4:])
         others = true_derivative(ctx.function, (x, *parameters), gradient.contiguous(), need)
         return None, None, None, through, *others[1:]
-
-
-class MergedNode(Node):
-    """A layer and the evaluated BatchNorm behind it, whose parameters are frozen: one linear map, also in the way back.
-
-    The value comes in a tuple, which autograd looks past. A map is its own derivative, so all passes are alike. The
-    node keeps what the gradient of the layer would, which the model may not overwrite: of a convolution the input.
-    """
-
-    @staticmethod
-    def serves(linear_map: LinearMap) -> bool:
-        """Whether it knows what the gradient of a map keeps; of an input that torch fills up, that is a copy."""
-        return isinstance(linear_map, Dense) or (isinstance(linear_map, Convolution) and not linear_map.explicit)
-
-    @staticmethod
-    def forward(ctx: Any, call: LayerCall, value: tuple[Tensor], *tensors: Tensor | None) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.map, (ctx.weight, _) = call.map, call.parameters(tensors, cached=True)
-        ctx.save_for_backward(None if isinstance(call.map, Dense) else tensors[0])
-        return value[0]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
-        if gradient is None:
-            return absent(ctx)
-        (a,) = ctx.saved_tensors
-        back = ctx.map.transpose(gradient, gradient if a is None else a, ctx.weight)
-        return None, None, back, *absent(ctx)[3:]

@@ -18,10 +18,9 @@ from torch import Tensor
 from lrphooks.torch_private import version_of
 
 if TYPE_CHECKING:
-    from lrphooks.engine.epsilon_node import Moved
+    from lrphooks.engine.epsilon_node import EpsilonCall
     from lrphooks.engine.handlers.softmax import Part
     from lrphooks.engine.layer_call import LayerCall
-    from lrphooks.engine.sum_node import Again, Summed
 
 _ATTRIBUTE = "_lrphooks_note"
 
@@ -50,9 +49,6 @@ class Note(Attached):
     product: the ruled product with a parameter that a bias may follow, as model code writes a layer.
     ruled: the layer's rule was set for the consumers that the engine sees; until then it waits to know them.
     kept: a checkpoint keeps the tensor to run from it again, so its autograd graph must stay as it is.
-    moved: where its elements come from in the output of a layer under the epsilon rule that waits for their consumer,
-        or what the tensor is a sum of, one of them such an output.
-    again: how it can be had again in the backward pass without being kept for that.
     link: makes the tensor whose gradient is relevance itself rather than the modified gradient.
     softmax: what the tensor is to a softmax that the model writes out.
     maker: what an observer remembers of the operation that made it.
@@ -64,12 +60,10 @@ class Note(Attached):
     constant: Constant = ""
     nonnegative: bool = False
     offset: bool = False
-    layer: LayerCall | None = None
-    product: LayerCall | None = None
+    layer: LayerCall | EpsilonCall | None = None
+    product: LayerCall | EpsilonCall | None = None
     ruled: bool = False
     kept: bool = False
-    moved: Moved | Summed | None = None
-    again: Again | None = None
     link: Callable[[], Tensor | None] | None = None
     softmax: Part | None = None
     maker: object = None

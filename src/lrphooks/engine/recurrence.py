@@ -22,7 +22,7 @@ from lrphooks.engine.unrolled import State
 from lrphooks.layers.layer import Factor, Layer, WeightForm
 from lrphooks.layers.linear_map import Dense
 from lrphooks.rules.base import Rule
-from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.linear import Epsilon, LinearRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +210,8 @@ class _Map:
         """
         if not isinstance(rule, LinearRule) or rule.is_gradient:
             return [[Way(gradient, weight)] for weight in self.weights]
-        shift = rule.shift(z.dtype)
-        if shift is not None:
-            share = share_of(gradient, z, shift)
+        if isinstance(rule, Epsilon):
+            share = share_of(gradient, z, rule)
             return [[Way(share, weight)] for weight in self.weights]
         parts = by_weight(gradient, self._factors(rule, z))
         shares = {form: part if scale == 1.0 else part * scale for form, (part, scale) in parts.items()}

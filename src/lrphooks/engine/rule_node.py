@@ -14,24 +14,21 @@ from torch import Tensor
 from lrphooks.engine.derivatives import spare
 from lrphooks.engine.nodes import Node, _sum, absent, alias, per_input, zero_link
 from lrphooks.layers.layer import Factor, Layer, Route, WeightForm
-from lrphooks.rules.factors import share_of_sizes
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
 
 if TYPE_CHECKING:
     from lrphooks.engine.layer_call import LayerCall
 
-#: What the output of a guard is: the layer's own in place, another tensor beside it, or a link.
-Guard = Literal["in place", "beside", "link"]
-
-_PLAIN = (Route("plain", 1.0),)
+#: What the output of a guard is: the layer's own in place, or a link.
+Guard = Literal["in place", "link"]
 
 
 class GuardNode(Node):
     """The rule of one executed layer right behind it, which computes all in the backward pass.
 
-    The node saves nothing but the layer's tensors. Its output is the layer's own, written over, or one that holds the
-    same memory; or a link, whose gradient is relevance itself. ``link_in`` is the link of the layer's input.
+    The node saves nothing but the layer's tensors. Its output is the layer's own, written over, or a link, whose
+    gradient is relevance itself. ``link_in`` is the link of the layer's input.
     """
 
     @staticmethod
@@ -41,8 +38,6 @@ class GuardNode(Node):
         ctx.set_materialize_grads(False)
         ctx.call, ctx.kind = call.bare(), kind
         ctx.save_for_backward(*tensors)
-        if kind == "beside":
-            return z.detach()
         if kind == "link":
             return zero_link(z)
         ctx.mark_dirty(z)
@@ -135,50 +130,6 @@ def _back(
         return (delivered, (None, *others)) if linked else (None, (per_input(delivered, tensors[0]), *others))
     shares, modified = _anew(call, gradient, relevance, tensors, relu_follows=relu_follows)
     return None, (_distribute(call, tensors[0], shares, modified), *others)
-
-
-class ReluRuleNode(Node):
-    """The epsilon rule of a layer and the ReLU behind it, on the output y of the ReLU, which keeps that anyway.
-
-    Where y is 0 so is z / (z + s sign z) for what arrives: the ReLU lets nothing come back there. Relevance itself does
-    not arrive: there is no link.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, call: LayerCall, in_place: bool, y: Tensor, *tensors: Tensor | None) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.call = call.bare()
-        if in_place:
-            ctx.mark_dirty(y)
-        layer = call.layer(y, tensors, relu_follows=True, cached=True)
-        ctx.modified = _modified_weights(layer, call, (_PLAIN,))
-        # Nobody else has seen y, so it need not be a view, which the model could not overwrite.
-        out = y if in_place else y.detach()
-        ctx.save_for_backward(out, *tensors)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
-        call: LayerCall = ctx.call
-        if gradient is None:
-            return absent(ctx)
-        nothing: tuple[Tensor | None, ...] = absent(ctx)[3:]
-        if not call.run.passes.relevance:
-            return None, None, gradient, *nothing
-        y, *saved = ctx.saved_tensors
-        tensors = tuple(saved)
-        again = torch.is_grad_enabled()
-        if again or call.run.parameters:
-            gradient = torch.where(y.detach() > 0, gradient, torch.zeros_like(gradient))
-        others = _of_parameters(call, gradient, None, tensors, ctx.needs_input_grad[4:], relu_follows=True)
-        if again:
-            shares, modified = _anew(call, gradient, None, tensors, relu_follows=True)
-            return None, None, None, _distribute(call, tensors[0], shares, modified), *others
-        assert isinstance(call.rule, LinearRule)
-        shift = call.rule.shift(y.dtype)
-        assert shift is not None
-        factor = share_of_sizes(y, shift)
-        return None, None, None, _returned(call, tensors[0], gradient, (factor,), ctx.modified), *others
 
 
 def _of_parameters(

@@ -17,6 +17,7 @@ from lrphooks.engine.cache import WeightCache
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import check_input, nothing_to_explain, refuse_reentrant_checkpoint
 from lrphooks.engine.cuts import Cuts
+from lrphooks.engine.epsilon_node import keep
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
 from lrphooks.engine.handlers.common import Handler
 from lrphooks.engine.handlers.composed import HIGHER_ORDER
@@ -240,8 +241,9 @@ class Run:
             return native(self, call)
         if (joined := self._joined(call, waiting)) is not None:
             return joined
-        followed = settling.layer_before_relu(self, call, waiting) if waiting and operation.name == "relu" else None
-        if waiting and followed is None:
+        if call.writes_in_place:
+            keep(self, call.args[0] if args else kwargs["input"])
+        if waiting:
             call = settling.settle(self, call, waiting)
         if operation.kind == "unknown":
             rule = self.plan.operation_rule(call.operation, self.frames)
@@ -253,10 +255,6 @@ class Run:
         if constants:
             call = call.replaced({id(t): self.shield(t) for t in constants})
         out = self.observed(call, self.rule(call), HANDLERS[operation.kind])
-        if followed is not None:
-            return followed.settle_behind_relu(out, in_place=call.writes_in_place)
-        if waiting and len(dependent) == 1 and call.dependent[0] is dependent[0]:
-            settling.follow(self, call, out)
         return softmax.recognize(self, operation, args, kwargs, out) if self.plan.softmax_is_ruled else out
 
     @property
@@ -291,7 +289,7 @@ class Run:
                 stopped = stopped or kind == "stopped"
                 continue
             dependent.append(tensor)
-            if note is not None and ((note.layer is not None and not note.ruled) or note.moved is not None):
+            if note is not None and settling.waits(note):
                 waiting.append(tensor)
         return dependent, constants, waiting, stopped
 
@@ -345,10 +343,10 @@ class Run:
         source = call.dependent[0]
         note = notes.read(source, self)
         layer = behind_hooks(source) if note is None else note.layer
-        if layer is None or layer.batch_norm is not None or not linear.scales_outputs(source, layer):
-            return linear.batch_norm(self, settling.settle(self, call, waiting), self.rule(call), None)
+        if layer is not None and (layer.merged or not linear.scales_outputs(source, layer)):
+            layer = None
         rule = self.rule(call)
-        if not isinstance(rule, Normalize | Gradient):
+        if layer is None or not isinstance(rule, Normalize | Gradient):
             call, layer = settling.settle(self, call, waiting), None
         return linear.batch_norm(self, call, rule, layer)
 

@@ -21,6 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lrphooks.engine import containers, notes
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.layer_call import LayerCall
 from lrphooks.engine.nodes import Node, ScaleNode, zero_link
 from lrphooks.engine.observer import Observer
 from lrphooks.engine.reporting import warn
@@ -29,7 +30,6 @@ from lrphooks.torch_private import is_view, version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.call import Call
-    from lrphooks.engine.layer_call import LayerCall
     from lrphooks.engine.run import Frame, Run
 
 
@@ -244,10 +244,11 @@ class Taps(Observer):
         tapped.values = tensor.detach().clone() if run.times_input else None
         tapped.arrivals.append(Arrival.at(run, tensor, tapped.values))
         note = notes.read(tensor, run)
-        if note is not None and note.layer is not None:
-            tapped.channel_dim = note.layer.map.output_channel_dim
-            merged = note.layer.batch_norm is not None
-            self._layers.setdefault(note.layer.record, []).append((tapped, merged))
+        layer = None if note is None else note.layer
+        if isinstance(layer, LayerCall):
+            # Where somebody looks on, no layer is under the epsilon rule alone.
+            tapped.channel_dim = layer.map.output_channel_dim
+            self._layers.setdefault(layer.record, []).append((tapped, layer.merged))
         if note is not None and note.link is not None:
             notes.write(tensor, run, link=partial(_watched, run, note.link, len(self._linked)))
             self._linked.append(tapped)

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call
-from lrphooks.engine.epsilon_node import Moved
-from lrphooks.engine.layer_call import LayerCall, saving_hooks
+from lrphooks.engine.epsilon_node import EpsilonCall
+from lrphooks.engine.layer_call import saving_hooks
 from lrphooks.layers.linear_map import Dense, General, LinearMap, Summation
 from lrphooks.operations.names import SUM
-from lrphooks.torch_private import version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -82,23 +81,17 @@ def with_bias(run: Run, call: Call) -> Tensor | None:
     layer = note.product
     first, bias = call.args
     bias = first if bias is z else bias
-    if not layer.intact or layer.hooks != saving_hooks() or not isinstance(bias, Tensor):
+    if layer.hooks != saving_hooks() or not isinstance(bias, Tensor):
         return None
-    a, weight, _ = layer.tensors
-    if a is None or bias.shape != z.shape[-1:] or z.dtype != bias.dtype or not run.made_of_parameters(bias):
+    if bias.shape != z.shape[-1:] or z.dtype != bias.dtype or not run.made_of_parameters(bias):
         return None
-    if isinstance(note.moved, Moved):
+    if isinstance(layer, EpsilonCall):
         # The rule of both together goes back past that of the product alone.
-        call = call.replaced({id(z): note.moved.unguarded(z)})
-    elif layer.share_shift(z.dtype) is not None:
+        output = layer.output if layer.output.shape == z.shape else layer.output.reshape(z.shape)
+        return layer.joined(run.shielded(call.replaced({id(z): output})).invoke())
+    if not layer.intact:
         return None
-    link = layer.input_link
-    if z.shape[:-1] != a.shape[:-1]:
-        a, link = a.reshape(*z.shape[:-1], a.shape[-1]), None
-    told = a, weight, bias
-    out = run.shielded(call).invoke()
-    facts = layer.input_nonnegative, link, None, layer.hooks, layer.record, layer.filtered, version_of(a)
-    return LayerCall(run, layer.rule, layer.map, told, *facts).guard(out)
+    return layer.with_bias(bias, z.shape).guard(run.shielded(call).invoke())
 
 
 def weighted_sum(run: Run, call: Call) -> tuple[Summation, tuple[Tensor, Tensor, None]] | None:

@@ -43,6 +43,10 @@ class LinearRule(LayerRule):
         """Whether the rule equals the plain gradient, so that nothing needs to be done."""
         return False
 
+    def shift(self, dtype: torch.dtype) -> float | None:
+        """Return s where all that the rule does is to multiply the gradient by z / (z + s sign z), else None."""
+        return None
+
     @property
     def raise_by(self) -> float:
         """The gamma of the ``raised`` weight form."""
@@ -52,10 +56,6 @@ class LinearRule(LayerRule):
     def separable(self) -> bool:
         """Whether what each output returns depends on that output alone, so that they may be computed apart."""
         return False
-
-    def shift(self, dtype: torch.dtype) -> float | None:
-        """Return s where all that the rule does is to multiply the gradient by z / (z + s sign z), else None."""
-        return None
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,10 @@ class Epsilon(LinearRule):
     @property
     def _stabilizer(self) -> Stabilizer:
         return _epsilon_stabilizer(self.epsilon)
+
+    def stabilize(self, denominator: Tensor) -> Tensor:
+        """Return ``z + epsilon * sign(z)``, or what the :class:`Stabilizer` makes of z."""
+        return self._stabilizer(denominator)
 
     @property
     def is_gradient(self) -> bool:

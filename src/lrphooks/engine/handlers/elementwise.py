@@ -13,15 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrphooks.engine import notes, settling
+from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.derivatives import spare
-from lrphooks.engine.epsilon_node import share_of
 from lrphooks.engine.handlers.common import function_of, in_place, learned, plain, positional
-from lrphooks.engine.layer_call import saving_hooks
 from lrphooks.engine.nodes import ElementwiseNode
 from lrphooks.engine.passing import through
-from lrphooks.engine.sum_node import Again
 from lrphooks.operations import names
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU, Pass
@@ -55,7 +52,6 @@ def activation(run: Run, call: Call, rule: Rule, *, quotient: Callable[..., Tens
         return plain(run, call, rule)
     x = source = call.dependent[0]
     note = notes.read(source, run)
-    moved = settling.share_taken(run, call)
     target, write = None, None
     if call.writes_in_place:
         call = positional(call)
@@ -70,14 +66,9 @@ def activation(run: Run, call: Call, rule: Rule, *, quotient: Callable[..., Tens
     # Of these, only GELU has a further argument that matters.
     approximate = call.argument(1, "approximate", "none") if call.operation.name == "gelu" else "none"
     ratio = _RATIOS.get((call.operation.name, approximate), partial(quotient or quotient_of, function))
-    if moved is not None:
-        x, ratio = moved.raw, partial(_shared, function, ratio, moved.origin.shift)
     if target is not None or (call.operation.name in _OF_RESULT and not run.unrolled):
         # Also where torch keeps results a model may write to the inputs. No cell of a recurrent layer does.
         x = x.clone()
-    else:
-        notes.write(source, run, again=Again(saving_hooks()))
-        x = x if moved is None else moved.unguarded(source)
     out = ElementwiseNode.apply(run, function, ratio, write, target, x, *learned(call))
     notes.write(out, run, link=None if note is None else note.link)
     return out
@@ -145,21 +136,6 @@ def _times(gradient: Tensor, values: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return gradient * values
     return torch.mul(gradient, values, out=spare(values, gradient))
-
-
-def _shared(
-    function: Callable[..., Tensor],
-    ratio: Callable[..., Tensor],
-    shift: float,
-    gradient: Tensor,
-    x: Tensor,
-    *learned: Tensor,
-) -> Tensor:
-    """Return G f(x) / (x + s sign x): the activation's rule and before it the epsilon rule of the layer that made x."""
-    if torch.is_grad_enabled():
-        return share_of(ratio(gradient, x, *learned), x, shift)
-    signed = torch.copysign(torch.full((), shift, dtype=x.dtype, device=x.device), x).add_(x)
-    return _times(gradient, torch.div(function(x, *learned), signed, out=signed))
 
 
 def _silu(gradient: Tensor, x: Tensor) -> Tensor:

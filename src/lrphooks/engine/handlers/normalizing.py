@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lrphooks.engine import notes
 from lrphooks.engine.attention_node import twice_differentiable
 from lrphooks.engine.call import Call
 from lrphooks.engine.handlers.common import plain, stop
-from lrphooks.engine.layer_call import saving_hooks
 from lrphooks.engine.nodes import ScaleNode
 from lrphooks.engine.normalization_nodes import NormalizationNode
 from lrphooks.engine.passing import through
-from lrphooks.engine.sum_node import Again
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
 
@@ -101,13 +98,7 @@ def normalization(run: Run, call: Call, rule: Rule) -> Any:
     linearized = partial(_centred, name, trailing, groups, eps)
     if name == "layer_norm" and not torch.is_autocast_enabled(x.device.type):
         function = partial(_with_scale, x.shape[x.dim() - trailing :], eps)
-    out = NormalizationNode.apply(run, function, again, linearized, x, weight, bias)
-    if trailing:
-        # Of no batch, so it is the same when it runs again.
-        hooks = saving_hooks()
-        notes.write(x, run, again=Again(hooks))
-        notes.write(out, run, again=Again.of(hooks, again, x, weight, bias))
-    return out
+    return NormalizationNode.apply(run, function, again, linearized, x, weight, bias)
 
 
 def _alone(function: Callable[..., Tensor], *tensors: Tensor | None) -> tuple[Tensor, None]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lrphooks.engine import notes
 from lrphooks.engine.call import Call, tensors_in
-from lrphooks.engine.consumers import in_one_batch, multiplies_batches
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import exchanged, in_place, plain, positional
 from lrphooks.engine.nodes import GatedNode, ScaleNode, ShareNode
@@ -123,10 +122,25 @@ def _has_gate(run: Run, call: Call) -> bool:
     """Whether the call multiplies an activation by a constant that has a derivative of its own, as a gate."""
     if call.writes_in_place or call.kwargs or len(call.args) != 2 or run.parameters:
         return False
-    if call.operation.name != "mul" and not multiplies_batches(call):
+    if call.operation.name != "mul" and not _multiplies_batches(call):
         return False
     gates = [t for t in tensors_in(call.args) if not run.carries(t)]
     return len(gates) == 1 and gates[0].requires_grad and not gates[0].is_leaf
+
+
+def _multiplies_batches(call: Call) -> bool:
+    """Whether the call multiplies batches of matrices, of which torch keeps those that it had to lay out anew."""
+    if call.operation.name not in ("matmul", "bmm") or call.operation.reversed or call.kwargs or len(call.args) != 2:
+        return False
+    first, second = call.args
+    if not (first.dim() == second.dim() > 2 and first.shape[:-2] == second.shape[:-2] and first.dtype == second.dtype):
+        return False
+    return not torch.is_autocast_enabled(first.device.type)
+
+
+def _in_one_batch(tensor: Tensor) -> Tensor:
+    """Return batches of matrices laid out as torch keeps them of a product."""
+    return tensor.flatten(0, -3).view(tensor.shape)
 
 
 def _gated(run: Run, call: Call) -> Tensor:
@@ -136,7 +150,7 @@ def _gated(run: Run, call: Call) -> Tensor:
     function, back = call.over((signal, gate)), _back_by_elements
     if call.operation.name != "mul":
         back = _back_from_left if signal is call.args[0] else _back_from_right
-        signal = in_one_batch(signal)
+        signal = _in_one_batch(signal)
     out: Tensor = GatedNode.apply(run, function, back, signal, gate)
     return out
 

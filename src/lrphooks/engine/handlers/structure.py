@@ -15,7 +15,6 @@ from lrphooks.engine.bounds import Bound, bounds_of, clips_as_activation
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.handlers.common import plain
 from lrphooks.engine.handlers.elementwise import activation, quotient_of, relu
-from lrphooks.engine.sum_node import kept_sum, summands
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Gradient, Identity, Pass
 
@@ -153,8 +152,6 @@ def _report(run: Run, call: Call, reason: str) -> None:
 def combination(run: Run, call: Call, rule: Rule) -> Any:
     """Add, average or join: linear in all operands together."""
     name = call.operation.name
-    if (added := summands(run, call)) is not None:
-        return kept_sum(run, call, added)
     if any(v == "prod" for v in (*call.args, *call.kwargs.values()) if isinstance(v, str)):
         _report(run, call, "it multiplies what it gathers")
     if name in _WEIGHTED and len(call.dependent) > 1:
