@@ -547,7 +547,9 @@ def _used_then_written(z):
 
 @pytest.mark.parametrize("norm", [False, True], ids=["", "BatchNorm"])
 @pytest.mark.parametrize("create", [False, True], ids=["", "differentiable"])
-@pytest.mark.parametrize("write", [_no_grad, _through_a_view, _view_first, _used_then_written], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "write", [_no_grad, _through_a_view, _view_first, _used_then_written], ids=lambda f: f.__name__
+)
 def test_whatever_overwrites_an_output(write, create, norm, close):
     """Relevance is that of the same function without a rule's node in sight of the write."""
 

@@ -1,5 +1,6 @@
 """Linear maps followed by BatchNorm: every rule acts on the merged map, in execution order, without names."""
 
+import copy
 import functools
 from collections import OrderedDict
 
@@ -280,8 +281,6 @@ def test_two_norms_of_one_layer(case, how, close):
 BETWEEN = {
     "relu": F.relu,
     "relu-in-place": lambda z: z.relu_(),
-    "scaled": lambda z: z * 2,
-    "scaled-in-place": lambda z: z.mul_(2),
     "shifted-in-place": lambda z: z.add_(0.4),
     "residual": lambda z: z + z.flip(1),
     "residual-in-place": lambda z: z.add_(z.flip(1)),
@@ -296,10 +295,42 @@ def _relu_first(z):
     return z
 
 
+def _contiguous(z):
+    return z.to(memory_format=torch.channels_last).contiguous()
+
+
+MOVED = {
+    "copied": lambda z: z.clone(),
+    "laid out anew": _contiguous,
+    "dimensions put in and taken out": lambda z: z.unsqueeze(0).squeeze(0),
+    "turned twice": lambda z: z.transpose(1, 3).transpose(1, 3),
+    "reshaped twice": lambda z: z.flatten(2).view_as(z),
+    "scaled": lambda z: z * 2,
+    "scaled in place": lambda z: z.mul_(2),
+    "divided and its sign turned": lambda z: (z / 3) * -1,
+}
+
+
+@pytest.mark.parametrize("how", MOVED)
+@pytest.mark.parametrize("case", RULES, ids=ids)
+def test_a_norm_behind_moves_and_a_scale(case, how, close):
+    """What only moves or scales all elements of the layer leaves it one with the norm: a layer with scaled weights."""
+    ruled, norm, shape = normed("conv2d")
+    x, seed = sample(shape, "signed"), None
+    scale = {"scaled": 2.0, "scaled in place": 2.0, "divided and its sign turned": -1 / 3}.get(how, 1.0)
+    model = Called(lambda m, x: m.norm(MOVED[how](m.layer(x))).flatten(1), layer=ruled, norm=norm).eval()
+    other = copy.deepcopy(ruled)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(scale)
+    plain = Called(lambda m, x: m.norm(m.layer(x)).flatten(1), layer=other, norm=norm).eval()
+    close(run.relevance(run.only(case), model, x, seed), run.relevance(run.only(case), plain, x, seed).numpy())
+
+
 @pytest.mark.parametrize("between", BETWEEN)
 @pytest.mark.parametrize("case", [case for case in RULES if case.id != "epsilon0"], ids=ids)
 def test_a_norm_that_does_not_follow_right_after(case, between, close):
-    """With an operation in between, the layer keeps its own weight and the norm is a plain linear operation."""
+    """With another operation in between, the layer keeps its own weight and the norm is a plain linear operation."""
 
     def run_all(m, x):
         return m.norm(BETWEEN[between](m.layer(x))).flatten(1)

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lrphooks import LRPError
-from lrphooks.rules import AlphaBeta, Epsilon, Flat, Gamma, ZPlus
+from lrphooks.rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
 from small_networks import equal, every_layer, relevance
 
 
@@ -32,11 +31,10 @@ def test_a_mixture_of_experts_equals_its_experts_one_by_one(rule):
     equal(relevance(every_layer(rule), Experts(True), x), relevance(every_layer(rule), Experts(False), x), 1e-6)
 
 
-def test_rules_for_first_layers_do_not_serve_experts():
-    with pytest.raises(
-        LRPError, match=r"Flat\(.*cannot serve operation _grouped_mm in the model.*weights of their own"
-    ):
-        relevance(every_layer(Flat()), Experts(True), torch.randn(8, 16))
+@pytest.mark.parametrize("rule", [Flat(), WSquare(), ZBox(-4, 4)], ids=repr)
+def test_rules_for_first_layers_serve_experts(rule):
+    x = torch.randn(8, 16)
+    equal(relevance(every_layer(rule), Experts(True), x), relevance(every_layer(rule), Experts(False), x), 1e-6)
 
 
 class Written(nn.Module):

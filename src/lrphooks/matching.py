@@ -130,7 +130,7 @@ _CONVOLUTIONS = (
 )
 _CONVOLUTION_OPERATIONS = tuple(name for name in names.LINEAR.split() if name != "linear")
 
-Linear = Group("Linear", (_Linear,), ("linear", "matmul", "mm", "bmm", "addmm", "_grouped_mm"))
+Linear = Group("Linear", (_Linear,), ("linear", *names.WEIGHTED.split()))
 Convolution = Group("Convolution", _CONVOLUTIONS, _CONVOLUTION_OPERATIONS)
 AnyLinear = Group("AnyLinear", (_Linear, *_CONVOLUTIONS), (*Linear.operations, *_CONVOLUTION_OPERATIONS))
 ReLU = Group("ReLU", (activation.ReLU,), ("relu",))

@@ -110,6 +110,8 @@ function_modes: Callable[[], list[Any]] = _needed("overrides._get_current_functi
 #: What takes the innermost function mode off for a block, as a generator.
 POPS_A_MODE: Any = _needed("overrides._pop_mode_temporarily").__wrapped__.__code__
 #: How many dispatch modes this thread is in.
+#: A block in which operations run on the tensors themselves, whatever dispatch modes are on.
+concrete: Callable[[], AbstractContextManager[Any]] = _needed("utils._python_dispatch._disable_current_modes")
 dispatch_modes: Callable[[], int] = _optional("_C._len_torch_dispatch_stack", lambda: 0)
 
 

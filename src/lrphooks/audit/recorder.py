@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lrphooks.audit.sinks import Seen, Sinks, copy_of, dot, layer_sinks, operation_sinks
-from lrphooks.engine import notes
+from lrphooks.engine import facts
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.nodes import ScaleNode
 from lrphooks.engine.observer import Observer
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Under this name the node of a link holds the record that the link leads to.
 _OWNER = "lrphooks record"
+
+#: What is known of an operand beside its values.
+_OF_OPERANDS = ("link", "layer", "ruled", "bias_follows", "weighted", "maker")
 
 #: Kinds that only move relevance: they absorb nothing, and as views of their operand they must stay so.
 _MOVES = ("shape", "split")
@@ -128,7 +131,7 @@ class Recorder(Observer):
 
     def explained(self, run: Run, x: Tensor) -> None:
         """Note an explained input."""
-        notes.write(x, run, maker=self.inputs)
+        facts.write(x, run, maker=self.inputs)
         _lead(x, self.inputs)
 
     def output(self, run: Run, before: Tensor, tensor: Tensor) -> None:
@@ -148,10 +151,12 @@ class Recorder(Observer):
     def probe(self, run: Run, tensor: Tensor, *, as_relevance: bool = False) -> Tensor:
         """Watch an operand of the operation that is about to run."""
         probed: Tensor = ScaleNode.apply(run, 1.0, tensor)
-        note = notes.read(tensor, run)
+        note = facts.read(tensor, run)
         if note is not None:
-            facts = {"nonnegative": note.nonnegative, "offset": note.offset, "link": note.link, "layer": note.layer}
-            notes.write(probed, run, ruled=note.ruled, maker=note.maker, **facts)
+            more = {
+                name: getattr(note, name) for name in ("link", "layer", "ruled", "bias_follows", "weighted", "maker")
+            }
+            facts.hand_on(tensor, probed, run, **more)
         source = _owner(tensor) if as_relevance else self._source(run, tensor)
         flow = Flow(copy_of(tensor), source=source, passes=run.passes)
         flow.watch(probed, as_relevance=as_relevance)
@@ -177,7 +182,7 @@ class Recorder(Observer):
             maker = self._source(run, call.dependent[0])
             out = handler(run, call, rule)
             for tensor in self._results(call, out):
-                notes.write(tensor, run, maker=maker)
+                facts.write(tensor, run, maker=maker)
             return out
         call = _onto_target(call)
         record = self.begin(run, name, rule)
@@ -193,7 +198,7 @@ class Recorder(Observer):
             flow = Flow(copy_of(tensor), kept=True, passes=run.passes)
             flow.watch(tensor, written=base_of(tensor) if call.writes_in_place and is_view(tensor) else None)
             record.arrived.append(flow)
-            notes.write(tensor, run, maker=record)
+            facts.write(tensor, run, maker=record)
         fallen = sum(self.fallbacks.values()) > unruled
 
         def formula() -> Sinks:
@@ -216,7 +221,7 @@ class Recorder(Observer):
         flow = Flow(torch.zeros(()) if output is None else copy_of(output), kept=True, passes=layer.run.passes)
         if output is not None:
             flow.watch(output)
-            notes.write(output, layer.run, maker=record)
+            facts.write(output, layer.run, maker=record)
         if link is not None:
             flow.watch(link, as_relevance=True)
             _lead(link, record)
@@ -238,7 +243,7 @@ class Recorder(Observer):
         flow.watch(link, as_relevance=True)
         _lead(link, record)
         record.arrived.append(flow)
-        notes.write(output, run, maker=record)
+        facts.write(output, run, maker=record)
         zero = (a == 0).detach()
 
         def formula() -> Sinks:
@@ -259,7 +264,7 @@ class Recorder(Observer):
     # --- helpers ---
 
     def _source(self, run: Run, tensor: Tensor) -> Record | None:
-        note = notes.read(tensor, run)
+        note = facts.read(tensor, run)
         if note is not None and note.maker is not None:
             return note.maker  # type: ignore[return-value]
         function = made_by_function(tensor)

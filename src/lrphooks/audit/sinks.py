@@ -18,9 +18,9 @@ from torch import Tensor
 
 from lrphooks.engine.bounds import bounds_of
 from lrphooks.engine.call import Call, replace_tensors, tensors_in
+from lrphooks.engine.facts import Attached
 from lrphooks.engine.handlers.normalizing import POSITIONS
 from lrphooks.engine.handlers.products import denominator_of
-from lrphooks.engine.notes import Attached
 from lrphooks.engine.serving import ELEMENTWISE_SELECT
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule

@@ -11,15 +11,17 @@ copied first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lrphooks.engine import notes
+from lrphooks.engine import facts
 from lrphooks.engine.derivatives import spare
 from lrphooks.engine.nodes import Node, absent
+from lrphooks.engine.tensor_hooks import asked
+from lrphooks.layers.linear_map import Moved
 from lrphooks.rules.factors import share_of_sizes
 from lrphooks.torch_private import base_of, preserve_version
 
@@ -94,13 +96,29 @@ class EpsilonCall:
     hooks: Any
     merged: bool = False
 
+    def mapped(self, linear_map: LinearMap) -> EpsilonCall:
+        """Return the call with its map in another form."""
+        return replace(self, map=linear_map)
+
+    def multiplied(self) -> EpsilonCall:
+        """Return the call: its output tells all."""
+        return self
+
+    def way_for_relevance(self, _: Tensor) -> None:
+        """Nothing travels as relevance itself where a layer is under this node."""
+
     @classmethod
     def guard(cls, run: Run, rule: Epsilon, linear_map: LinearMap, z: Tensor, *told: Any) -> Tensor:
         """Return the output z of a layer as its consumers are to see it."""
         share = Share(run.passes, rule)
         out: Tensor = EpsilonNode.apply(share, z)
-        notes.write(out, run, layer=cls(run, rule, linear_map, z, share, *told))
+        facts.write(out, run, layer=cls(run, rule, linear_map, z, share, *told))
         return out
+
+    @property
+    def before(self) -> Tensor:
+        """The output before the rule, moved as the one behind it was."""
+        return self.map.done(self.output) if isinstance(self.map, Moved) else self.output
 
     def joined(self, output: Tensor, *, merged: bool = False) -> Tensor:
         """Return the output of the layer and what belongs to it, which goes back past the rule of the layer alone."""
@@ -111,16 +129,17 @@ def keep(run: Run, target: Tensor) -> None:
     """Copy what the rule of a layer needs of its output, which the model is about to write to, maybe through a view."""
     base = base_of(target)
     out = target if base is None else base
-    note = notes.read(out, run)
-    if note is None or not isinstance(note.layer, EpsilonCall):
+    note = facts.read(out, run)
+    if note is None or not isinstance(note.layer, EpsilonCall) or isinstance(note.layer.map, Moved):
         return
     layer = note.layer
-    if note.ruled:
-        # Something consumed it before, by the node that it has.
-        layer.share.kept = layer.output.clone()
-        return
+    copy = layer.output.clone()
     share = Share(run.passes, layer.rule)
-    layer.share.moved = True
-    with preserve_version(out):
-        EpsilonNode.apply(share, layer.output.clone(), out)
-    notes.write(out, run, layer=None)
+    if note.ruled or asked(out):
+        # Something consumed it before, or asks for the gradient at it, by the node that it has.
+        layer.share.kept = copy
+    else:
+        layer.share.moved = True
+        with preserve_version(out):
+            EpsilonNode.apply(share, copy, out)
+    facts.write(out, run, layer=replace(layer, output=copy, share=share), ruled=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from lrphooks.engine import notes
+from lrphooks.engine import facts
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS
 from lrphooks.engine.handlers.common import stop
@@ -64,7 +64,7 @@ class FunctionNode(PassNode):
             return cls.apply(run, a, values, y, link_in, kept)  # type: ignore[no-any-return]
 
 
-def serve(run: Run, tensor: Tensor) -> notes.Constant:
+def serve(run: Run, tensor: Tensor) -> facts.Constant:
     """Give a tensor that no call in sight made its rule, or tell that it keeps the gradient of what made it.
 
     Returns what kind of constant it is.
@@ -84,14 +84,14 @@ def serve(run: Run, tensor: Tensor) -> notes.Constant:
     return "" if function is None else _serve_function(run, tensor, node, function)
 
 
-def _serve_function(run: Run, tensor: Tensor, node: Any, function: type[Function]) -> notes.Constant:
+def _serve_function(run: Run, tensor: Tensor, node: Any, function: type[Function]) -> facts.Constant:
     """Give a result of a function its rule, or tell that it keeps the gradient that the function defines."""
     _check_functions_before(run, tensor, function)
     rule = run.plan.function_rule(function)
     if isinstance(rule, Constant):
         stop(run, tensor)
         return "stopped"
-    notes.write(tensor, run)
+    facts.write(tensor, run)
     if isinstance(rule, Identity | Pass):
         _pass(run, tensor, function, rule)
     elif rule is None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lrphooks.engine import contexts, notes
+from lrphooks.engine import contexts, facts
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
 from lrphooks.engine.cuts import has_values
@@ -201,8 +201,8 @@ class Again:
     def __call__(self, *args: Any) -> None:
         run = self._run
         for tensor in tensors_in(args):
-            if notes.read(tensor, run) is None and (facts := run.provenance.facts(tensor)):
-                notes.write(tensor, run, **facts)
+            if facts.read(tensor, run) is None and (known := run.provenance.facts(tensor)):
+                facts.write(tensor, run, **known)
         before = (run.frames, run.plan, run.cache, run.unrolled)
         frames, run.plan, run.cache, run.unrolled = self._state
         run.frames = list(frames)
@@ -260,7 +260,5 @@ def notice_checkpoint(run: Run) -> None:
 def keep_facts(run: Run, operands: Iterable[Tensor]) -> None:
     """Keep what is known of operands for when a checkpoint runs again, which may be given others in their place."""
     for tensor in operands:
-        note = notes.read(tensor, run) if tensor.grad_fn is not None else None
-        if note is not None and (note.nonnegative or note.offset or note.constant):
-            facts = {"nonnegative": note.nonnegative, "offset": note.offset, "constant": note.constant}
-            run.provenance.keep_facts(tensor, facts)
+        if tensor.grad_fn is not None and (known := facts.of_values(tensor, run)):
+            run.provenance.keep_facts(tensor, known)

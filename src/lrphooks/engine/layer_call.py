@@ -13,18 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lrphooks.engine import notes
+from lrphooks.engine import facts
 from lrphooks.engine.filter_node import FilterNode
 from lrphooks.engine.rule_node import GuardNode, RuleNode
 from lrphooks.layers.layer import Layer, WeightForm
-from lrphooks.layers.linear_map import LinearMap
+from lrphooks.layers.linear_map import LinearMap, Moved
 from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
@@ -95,20 +95,26 @@ class LayerCall:
         told = self.input_nonnegative, self.input_link, batch_norm, self.hooks, self.record, self.filtered, self.version
         return LayerCall(self.run, self.rule, self.map, tensors, *told)
 
-    def with_bias(self, bias: Tensor, shape: torch.Size) -> LayerCall:
-        """Return the call of this layer, which has no bias, with the one that is added to its output of a shape."""
-        a, weight, _ = self.tensors
-        assert a is not None
-        link = self.input_link
-        if shape[:-1] != a.shape[:-1]:
-            a, link = a.reshape(*shape[:-1], a.shape[-1]), None
-        told = self.input_nonnegative, link, None, self.hooks, self.record, self.filtered, version_of(a)
-        return LayerCall(self.run, self.rule, self.map, (a, weight, bias), *told)
+    def with_bias(self, bias: Tensor) -> LayerCall:
+        """Return the call of this layer, which has no bias, with one that is added to its output."""
+        return replace(self, tensors=(*self.tensors[:2], bias))
+
+    def mapped(self, linear_map: LinearMap) -> LayerCall:
+        """Return the call with its map in another form."""
+        return replace(self, map=linear_map)
+
+    def multiplied(self) -> LayerCall:
+        """Return the call with its weight and bias multiplied by the number that its output was."""
+        if not isinstance(self.map, Moved) or self.map.number == 1.0:
+            return self
+        a, weight, bias = self.tensors
+        assert weight is not None
+        number = self.map.number
+        tensors = a, weight * number, None if bias is None else bias * number
+        return replace(self, tensors=tensors, map=replace(self.map, number=1.0))
 
     def bare(self) -> LayerCall:
         """Return the call as its nodes keep it: they save its tensors for backward, which frees them or runs again."""
-        if self.run.hooked:
-            return self
         told = self.input_nonnegative, None, self.batch_norm, self.hooks, self.record, self.filtered
         return LayerCall(self.run, self.rule, self.map, (), *told)
 
@@ -120,16 +126,20 @@ class LayerCall:
             out: Tensor = GuardNode.apply(self, "in place", output, link_in, *self.tensors)
         if self.filtered is not None:
             out, _ = FilterNode.apply(self.run, self.filtered, True, out, None)
-        notes.write(out, self.run, layer=self, ruled=False)
+        facts.write(out, self.run, layer=self, ruled=False)
         self._tell(out, None, linked=link_in is not None)
         return out
+
+    def way_for_relevance(self, output: Tensor) -> Callable[[], Tensor | None] | None:
+        """Return what makes the link of the output, where the rule is not set for a consumer that is seen."""
+        return partial(self.link, output.shape, output.dtype) if self.filtered is None else None
 
     def bypassed(self, output: Tensor) -> Tensor:
         """Return the output of a layer whose gradient is right already.
 
         Relevance itself, which an output of 0 cannot carry as a gradient, needs a way on demand.
         """
-        notes.write(output, self.run, link=partial(self.link, output.shape, output.dtype))
+        facts.write(output, self.run, link=partial(self.link, output.shape, output.dtype))
         self._tell(output, None)
         return output
 
@@ -144,9 +154,8 @@ class LayerCall:
 
     def leave(self, output: Tensor) -> None:
         """Leave the rule to the guard, for whoever asked for the gradient at the output itself."""
-        linked = self.run.linked and self.filtered is None
-        link = partial(self.link, output.shape, output.dtype) if linked else None
-        notes.write(output, self.run, ruled=True, link=link)
+        link = self.way_for_relevance(output) if self.run.linked else None
+        facts.write(output, self.run, ruled=True, link=link)
 
     def settle(self, output: Tensor, *, relu_follows: bool = False, in_place: bool = True) -> Tensor:
         """Set the rule's node on the output and return the tensor to consume (the output itself if in place)."""
@@ -156,7 +165,7 @@ class LayerCall:
             ruled, link = RuleNode.apply(self, relu_follows, in_place, output, link_in, *self.tensors)
             if self.filtered is not None:
                 ruled, link = FilterNode.apply(self.run, self.filtered, in_place, ruled, link)
-        notes.write(ruled, self.run, layer=self, ruled=True, link=None if link is None else lambda: link)
+        facts.write(ruled, self.run, layer=self, ruled=True, link=None if link is None else lambda: link)
         self._tell(ruled, link, relu_follows=relu_follows, linked=link_in is not None)
         return ruled  # type: ignore[no-any-return]
 
@@ -240,22 +249,3 @@ def modified_weight(weight: Tensor, form: WeightForm, parameter: float) -> Tenso
             return weight + parameter * weight.clamp(min=0)
         return weight.clamp(min=0).mul_(parameter).add_(weight)
     return weight
-
-
-#: The nodes that know which layer made what they stand behind.
-_HOLD_RULES = ("GuardNodeBackward", "RuleNodeBackward")
-
-
-def behind_hooks(tensor: Tensor) -> LayerCall | None:
-    """Return the layer whose output a module's backward hook wrapped, or None.
-
-    torch passes what goes through such a module through nodes of its own, out of sight of the function mode: one where
-    a module ends, and one more where the next begins.
-    """
-    nodes: list[Any] = [tensor.grad_fn]
-    wrapped = 0
-    while len(nodes) == 1 and type(nodes[0]).__name__ == "BackwardHookFunctionBackward":
-        nodes = [source for source, _ in nodes[0].next_functions if source is not None]
-        wrapped += 1
-    calls = [node.call for node in nodes if type(node).__name__ in _HOLD_RULES]
-    return calls[0] if wrapped and len(calls) == 1 and calls[0].tensors else None

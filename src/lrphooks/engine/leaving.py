@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lrphooks.engine import containers, functions, notes, settling
+from lrphooks.engine import containers, facts, functions, settling
 from lrphooks.engine.nodes import OutputNode
 from lrphooks.engine.provenance import SEEN
 
@@ -28,9 +28,9 @@ def leave_outputs(run: Run, output: Any) -> Any:
 def _leave(run: Run, output: Tensor) -> Tensor:
     node: Any = output.grad_fn
     unseen = node is not None and node.metadata.get(SEEN) is not run.provenance.token
-    if unseen and notes.read(output, run) is None and run.provenance.leads(output):
+    if unseen and facts.read(output, run) is None and run.provenance.leads(output):
         functions.serve(run, output)
-    note = notes.read(output, run)
+    note = facts.read(output, run)
     stopped = note is not None and note.constant == "stopped"
     settled = settling.settled(run, output)
     out: Tensor = OutputNode.apply(run, stopped, settled)

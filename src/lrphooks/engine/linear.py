@@ -7,13 +7,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from lrphooks.engine import notes
+from lrphooks.engine import facts
 from lrphooks.engine.call import Call
 from lrphooks.engine.epsilon_node import EpsilonCall, EpsilonNode, Share
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import plain, stop
+from lrphooks.engine.handlers.products import shares_of
 from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
 from lrphooks.engine.nodes import ParameterizedMapNode, ScaleNode, unaliased
 from lrphooks.engine.normalization_nodes import BatchNormNode
@@ -24,7 +26,7 @@ from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import Epsilon, LinearRule
-from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
+from lrphooks.rules.operation import Constant, Gradient, Identity, Pass, Uniform
 from lrphooks.torch_private import version_of
 
 if TYPE_CHECKING:
@@ -49,24 +51,21 @@ def linear(run: Run, call: Call, rule: Rule) -> Any:
         )
     linear_map: LinearMap
     if call.operation.name == "linear":
-        if weight.dim() != 2:
-            run.unmatched(call, f"its weight has {weight.dim()} dimensions, not 2")
-            return run.shielded(call).invoke()
-        linear_map = Dense()
+        linear_map = Dense() if weight.dim() == 2 else General(torch.matmul)
     else:
         spatial = int(call.operation.name[-2])
         linear_map = bind_convolution(spatial, arguments, transposed=transposed)
     out = execute(run, call, rule, linear_map, (a, weight, bias))
-    if bias is None and isinstance(linear_map, Dense):
+    if bias is None:
         await_bias(run, out)
     return out
 
 
 def await_bias(run: Run, out: Tensor) -> None:
     """Note that a bias which the model adds to the output next belongs to the layer."""
-    note = notes.read(out, run)
-    if note is not None:
-        note.product = note.layer
+    known = facts.read(out, run)
+    if known is not None:
+        known.bias_follows = True
 
 
 def execute(
@@ -114,7 +113,7 @@ def execute(
         return z
     if isinstance(rule, Epsilon) and pending and filtered is None and not run.linked:
         return _under_epsilon(run, rule, linear_map, tensors, z)
-    note = notes.read(a, run)
+    note = facts.read(a, run)
     layer = LayerCall(
         run,
         rule if isinstance(rule, LinearRule | InputRule) else Epsilon(0.0),
@@ -165,12 +164,6 @@ def _output(
 
 def _check_input(run: Run, call: Call, rule: InputRule, linear_map: LinearMap, a: Tensor) -> None:
     """Raise an error if a rule for input values cannot serve the layer."""
-    if isinstance(linear_map, General):
-        raise LRPError(
-            f"{rule!r} cannot serve operation {call.operation.name} in {run.name_of_running()}: it spreads "
-            "relevance by one weight for all rows, and here rows have weights of their own. Give it a rule such as "
-            "Epsilon()."
-        )
     try:
         rule.check(a, linear_map)
     except ValueError as error:
@@ -186,16 +179,16 @@ def _dynamic(run: Run, call: Call, rule: Rule) -> Any:
             run.unmatched(call, "its bias depends on the explained input")
         return run.shielded(call).invoke()
     carriers = [t for t in (a, weight) if run.carries(t)]
-    change = {id(t): ScaleNode.apply(run, 1.0 / len(carriers), t) for t in carriers}
-    return run.shielded(call.replaced(change)).invoke()
+    shares = shares_of(run, carriers, Uniform())
+    change = {id(t): ScaleNode.apply(run, share, t) for t, share in zip(carriers, shares, strict=True)}
+    out = run.shielded(call.replaced(change)).invoke()
+    if bias is None:
+        known = [facts.read(t, run) for t in carriers]
+        facts.write(out, run, degree=sum(1 if each is None else each.degree for each in known))
+    return out
 
 
 _STATISTICS = ("running_mean", "running_var", "weight", "bias")
-
-
-def scales_outputs(z: Tensor, layer: LayerCall | EpsilonCall) -> bool:
-    """Whether a BatchNorm of a layer's output z, which scales dimension 1, has a factor for each of its outputs."""
-    return layer.map.merges and z.dim() + layer.map.output_channel_dim == 1
 
 
 def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | EpsilonCall | None) -> Any:
@@ -210,7 +203,7 @@ def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | EpsilonCall 
     source = call.dependent[0]
     if isinstance(layer, EpsilonCall):
         # The rule of both together goes back past that of the layer alone.
-        out = layer.joined(_evaluated(run, call.replaced({id(source): layer.output}), rule), merged=True)
+        out = layer.joined(_evaluated(run, call.replaced({id(source): layer.before}), rule), merged=True)
         if asked(source):
             serve_through(run, source, out)
         return out

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lrphooks.engine import containers, notes
+from lrphooks.engine import containers, facts
 from lrphooks.engine.call import replace_tensors
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.nodes import PassNode, ScaleNode
@@ -39,7 +39,7 @@ class Source:
     @classmethod
     def of(cls, run: Run, tensor: Tensor, values: Tensor | None = None) -> Source:
         """Return a tensor as a source, with values of another time if they may have changed since."""
-        note = notes.read(tensor, run)
+        note = facts.read(tensor, run)
         return cls(tensor, tensor if values is None else values, None if note is None else note.link)
 
 
@@ -53,11 +53,11 @@ def enter(run: Run, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any
         )
     # Its relevance comes past whatever consumes it, so the layer that made it gets its rule now.
     carrier = settled(run, carriers[0])
-    note = notes.read(carrier, run)
+    note = facts.read(carrier, run)
     # What runs inside may overwrite it, so its place in the graph and its values are kept apart.
     held: Tensor = ScaleNode.apply(run, 1.0, carrier)
     if note is not None:
-        notes.write(held, run, link=note.link, maker=note.maker)
+        facts.hand_on(carrier, held, run, link=note.link, maker=note.maker)
     args, kwargs = replace_tensors((args, kwargs), {id(carriers[0]): carrier})
     return args, kwargs, Source.of(run, held, carrier.clone())
 
@@ -78,7 +78,7 @@ def passed(
         a = run.observer.probe(run, a)
         link_in = None if link_in is None else run.observer.probe(run, link_in, as_relevance=True)
     out, link = node(run, a, source.values, output, link_in)
-    notes.write(out, run, link=lambda: link)
+    facts.write(out, run, link=lambda: link)
     if run.observer is not None and run.watched:
         run.observer.passed(run, rule, source.values, out, link, linked=link_in is not None)
     return out

@@ -5,32 +5,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
 
-from lrphooks.engine import containers, functions, linear, notes, passing, settling
+from lrphooks.engine import containers, facts, functions, linear, passing, settling
 from lrphooks.engine.cache import WeightCache
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import check_input, nothing_to_explain, refuse_reentrant_checkpoint
 from lrphooks.engine.cuts import Cuts
 from lrphooks.engine.epsilon_node import keep
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
-from lrphooks.engine.handlers.common import Handler
+from lrphooks.engine.handlers.common import Handler, positional, shield_in_place
 from lrphooks.engine.handlers.composed import HIGHER_ORDER
 from lrphooks.engine.handlers.native import NATIVE, native
+from lrphooks.engine.inheritance import inherit
 from lrphooks.engine.interception import Interception, checkpoint_around, notice_checkpoint
-from lrphooks.engine.layer_call import behind_hooks
 from lrphooks.engine.nodes import InputNode, Passes, ScaleNode
 from lrphooks.engine.passing import Source
 from lrphooks.engine.provenance import SEEN, Provenance
 from lrphooks.engine.serving import serves
 from lrphooks.engine.unmatched import Reports, entry, report
-from lrphooks.engine.weighted import SUMS, weighted_product, weighted_sum, with_bias
-from lrphooks.layers.linear_map import Dense, Summation
+from lrphooks.engine.weighted import SUMS, summed_product, weighted_product, weighted_sum, with_bias, with_summand
+from lrphooks.layers.linear_map import Summation, along
 from lrphooks.operations import Operation, classify, expression
 from lrphooks.operations.names import OF_TWO, SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
@@ -59,6 +59,27 @@ class Frame:
     served: bool = False
     passing: Source | None = None
     hooked: bool = False
+
+
+@dataclass(slots=True)
+class Found:
+    """What is known of the operands of a call.
+
+    dependent, known: those that carry relevance, and what is known of each.
+    constants: those with a graph that do not; stopped: whether a rule declared one of them a constant.
+    waiting: outputs of layers whose rule is not set yet.
+    """
+
+    dependent: list[Tensor] = field(default_factory=list)
+    known: list[facts.Facts | None] = field(default_factory=list)
+    constants: list[Tensor] = field(default_factory=list)
+    waiting: list[Tensor] = field(default_factory=list)
+    stopped: bool = False
+
+    @property
+    def fresh(self) -> bool:
+        """Whether no linear layer is behind any of the operands."""
+        return all(known is not None and known.fresh for known in self.known)
 
 
 class Run:
@@ -92,11 +113,14 @@ class Run:
         self.end: Callable[[Any], Any] | None = None
         #: The recurrent operation whose cells are running.
         self.unrolled = ""
-        self._claimed: dict[Any, tuple[int, str]] = {}
+        #: The layers that took a rule for first layers, by its entry.
+        self._claimed: dict[int, set[Any]] = {}
         self.provenance = Provenance()
         self.reports = Reports()
         self.cuts = Cuts()
         self._shields: dict[int, tuple[Tensor, Tensor]] = {}
+        #: What is known of values that hooks wrap, where modules have any.
+        self.remembered = facts.Remembered() if any(map(has_backward_hooks, session.model.modules())) else None
         #: The checkpoint around the whole model, if there is one.
         self.inside_checkpoint = checkpoint_around()
 
@@ -108,6 +132,8 @@ class Run:
     def rest(self) -> None:
         """Let go of what the forward pass alone needs."""
         self._shields.clear()
+        if self.remembered is not None:
+            self.remembered = facts.Remembered()
 
     # --- the boundary ---
 
@@ -131,7 +157,7 @@ class Run:
         check_input(x, self.cache.owned)
         inner, link = InputNode.apply(self, x)
         self.provenance.begin(inner)
-        notes.write(inner, self, link=lambda: link)
+        facts.write(inner, self, fresh=True, link=lambda: link)
         if self.observer is not None:
             self.observer.explained(self, inner)
         return inner  # type: ignore[no-any-return]
@@ -191,10 +217,10 @@ class Run:
         """Whether a value is a tensor through which relevance reaches the explained input."""
         if not isinstance(value, Tensor) or not value.requires_grad or value.is_leaf:
             return False
-        note = notes.read(value, self)
+        note = facts.read(value, self)
         return not self._constant_kind(value, note)
 
-    def _constant_kind(self, tensor: Tensor, note: notes.Note | None) -> notes.Constant:
+    def _constant_kind(self, tensor: Tensor, note: facts.Facts | None) -> facts.Constant:
         """Return what kind of constant a tensor that is no leaf is, empty if it carries relevance."""
         if note is not None:
             return note.constant
@@ -204,7 +230,16 @@ class Run:
         """Whether the tensor is a parameter or was made of parameters alone."""
         if isinstance(tensor, nn.Parameter) or isinstance(base_of(tensor), nn.Parameter):
             return True
-        return self._constant_kind(tensor, notes.read(tensor, self)) == "parameter"
+        return self._constant_kind(tensor, facts.read(tensor, self)) == "parameter"
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the tensor is a parameter or a buffer of the model, or was made of such, frozen or not."""
+        if isinstance(tensor, nn.Parameter) or not self.cache.owned.isdisjoint((id(tensor), id(base_of(tensor)))):
+            return True
+        if tensor.requires_grad:
+            return self.made_of_parameters(tensor)
+        known = facts.read(tensor, self)
+        return known is not None and known.constant == "parameter"
 
     def shield(self, tensor: Tensor) -> Tensor:
         """Return a constant as operations see it: it receives nothing in a relevance pass, unless asked a parameter."""
@@ -213,7 +248,7 @@ class Run:
             return kept[1]
         learned = self.made_of_parameters(tensor)
         shielded: Tensor = ScaleNode.apply(self, float(self.parameters and learned), tensor)
-        notes.write(shielded, self, constant="parameter" if learned else "stopped")
+        facts.write(shielded, self, constant="parameter" if learned else "stopped")
         if tensor.is_leaf:
             self._shields[id(tensor)] = (tensor, shielded)
         return shielded
@@ -231,31 +266,44 @@ class Run:
         """Run one torch call of the model under its rule."""
         # Of x.type_as(y) and its like, the second operand gives a shape or a type alone.
         data = args[:1] if operation.name in SHAPED_BY_ANOTHER else (*args, *kwargs.values()) if kwargs else args
-        dependent, constants, waiting, stopped = self._survey(data)
+        found = self._survey(data)
         if operation.name in OF_TWO and any(isinstance(v, Tensor) for v in (*args[1:], kwargs.get("other"))):
             operation = classify(OF_TWO[operation.name])
-        call = Call(operation, function, args, kwargs, dependent)
-        if not dependent:
-            return self._independent(call, constants, stopped)
+        call = Call(operation, function, args, kwargs, found.dependent)
+        if not found.dependent:
+            return self._independent(call, found)
         if operation.kind == "composed" and operation.name in NATIVE:
             return native(self, call)
-        if (joined := self._joined(call, waiting)) is not None:
+        if (joined := self._joined(call, found)) is not None:
             return joined
         if call.writes_in_place:
-            keep(self, call.args[0] if args else kwargs["input"])
-        if waiting:
-            call = settling.settle(self, call, waiting)
+            call = self._before_writing(call)
+        if found.waiting:
+            call = settling.settle(self, call, found.waiting)
+            found.known = [facts.read(t, self) for t in call.dependent]
         if operation.kind == "unknown":
             rule = self.plan.operation_rule(call.operation, self.frames)
             return self.observed(call, rule or Gradient(), HANDLERS["unknown"])
         if operation.kind == "linear":
             return linear.linear(self, call, self.rule(call))
-        if (written := self._written_out(call)) is not None:
+        if (written := self._written_out(call, found)) is not None:
             return written
-        if constants:
-            call = call.replaced({id(t): self.shield(t) for t in constants})
-        out = self.observed(call, self.rule(call), HANDLERS[operation.kind])
+        if found.constants:
+            call = call.replaced({id(t): self.shield(t) for t in found.constants})
+        rule = self.rule(call)
+        out = self.observed(call, rule, HANDLERS[operation.kind])
+        inherit(self, call, found.known, rule, out)
         return softmax.recognize(self, operation, args, kwargs, out) if self.plan.softmax_is_ruled else out
+
+    def _before_writing(self, call: Call) -> Call:
+        """Prepare for a call that overwrites an operand, which cannot be exchanged for another."""
+        call = positional(call)
+        target = call.args[0] if call.args else call.kwargs["input"]
+        keep(self, target)
+        if target.requires_grad and not target.is_leaf and not self.carries(target):
+            # What it was is a constant, and what it becomes is none.
+            shield_in_place(self, target)
+        return call
 
     @property
     def watched(self) -> bool:
@@ -269,61 +317,70 @@ class Run:
             return self.observer.operation(self, call, rule, handler)
         return handler(self, call, rule)
 
-    def _survey(self, data: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor], list[Tensor], bool]:
-        """Return the operands that carry relevance, those that do not, the layers to settle, and any stopped value."""
-        dependent: list[Tensor] = []
-        constants: list[Tensor] = []
-        waiting: list[Tensor] = []
-        stopped = False
+    def _survey(self, data: tuple[Any, ...]) -> Found:
+        """Return what is known of the operands of a call."""
+        found = Found()
         for tensor in tensors_in(data):
             if not tensor.requires_grad:
                 continue
-            note = None if tensor.is_leaf else notes.read(tensor, self)
-            kind = "parameter" if tensor.is_leaf else self._constant_kind(tensor, note)
-            if note is None and not kind:
+            known = None if tensor.is_leaf else facts.read(tensor, self)
+            kind = "parameter" if tensor.is_leaf else self._constant_kind(tensor, known)
+            if known is None and not kind:
                 node: Any = tensor.grad_fn
                 if node.metadata.get(SEEN) is not self.provenance.token:
                     kind = functions.serve(self, tensor)
+                    known = facts.read(tensor, self)
             if kind:
-                constants.append(tensor)
-                stopped = stopped or kind == "stopped"
+                found.constants.append(tensor)
+                found.stopped = found.stopped or kind == "stopped"
                 continue
-            dependent.append(tensor)
-            if note is not None and settling.waits(note):
-                waiting.append(tensor)
-        return dependent, constants, waiting, stopped
+            found.dependent.append(tensor)
+            found.known.append(known)
+            if known is not None and settling.waits(known):
+                found.waiting.append(tensor)
+        return found
 
-    def _independent(self, call: Call, constants: list[Tensor], stopped: bool) -> Any:
+    def _independent(self, call: Call, found: Found) -> Any:
         """Run a call that no relevance comes back through."""
         if call.operation.name in HIGHER_ORDER:
             return HANDLERS["composed"](self, call, Gradient())
         out = call.invoke()
-        if constants:
-            for tensor in tensors_in((out,)):
-                if tensor.requires_grad and not tensor.is_leaf:
-                    notes.write(tensor, self, constant="stopped" if stopped else "parameter")
-        if stopped and self.plan.softmax_is_ruled:
+        frozen = not found.constants and any(self.holds(t) for t in tensors_in((call.args, call.kwargs)))
+        if found.constants or frozen:
+            for tensor in tensors_in((call.args[0] if call.operation.in_place else out,)):
+                if frozen or (tensor.requires_grad and not tensor.is_leaf):
+                    facts.write(tensor, self, constant="stopped" if found.stopped else "parameter")
+        if found.stopped and self.plan.softmax_is_ruled:
             return softmax.recognize(self, call.operation, call.args, call.kwargs, out)
         return out
 
-    def _joined(self, call: Call, waiting: list[Tensor]) -> Any:
+    def _joined(self, call: Call, found: Found) -> Any:
         """Run what is one with the layer before it, a BatchNorm or a bias, or return None for any other call."""
         if call.operation.kind == "batch norm" and not call.argument(5, "training", False):
-            return self._batch_norm(call, waiting)
-        if call.operation.name == "add" and len(call.dependent) == 1:
-            return with_bias(self, call)
+            return self._batch_norm(call, found)
+        if call.operation.name == "add" and len(found.dependent) == 1:
+            return with_bias(self, call, found.known[0])
         return None
 
-    def _written_out(self, call: Call) -> Tensor | None:
+    def _written_out(self, call: Call, found: Found) -> Tensor | None:
         """Run a linear layer that the model writes out as a product or a sum, or return None if it is none."""
-        if call.operation.kind in ("product", "added product") and len(call.dependent) == 1:
+        kind = call.operation.kind
+        if kind in ("product", "added product") and len(found.dependent) == 1:
             product = weighted_product(self, call)
-            rule = None if product is None else self._layer_rule(call, product.tensors[1])
-            if product is not None and rule is not None:
+        elif kind == "combination" and len(found.dependent) == 1:
+            product = summed_product(self, call, found.known)
+        else:
+            product = None
+        if product is not None:
+            named = call if kind != "combination" else Call(classify("matmul"), call.function, call.args, call.kwargs)
+            rule = self._layer_rule(named, product.tensors[1], fresh=found.fresh)
+            if rule is not None:
                 out = linear.execute(self, call, rule, product.map, product.tensors, product.function)
-                if isinstance(product.map, Dense):
+                if product.tensors[2] is None:
                     linear.await_bias(self, out)
                 return out
+        elif kind == "added product" and (apart := with_summand(self, call)) is not None:
+            return apart
         if self.plan.rules_sums and call.operation.name in SUMS and len(call.dependent) > 1:
             rule = self._sum_rule(call)
             addition = None if rule is None else weighted_sum(self, call)
@@ -339,16 +396,14 @@ class Run:
         out = linear.execute(self, call.out_of_place(), rule, *addition, probed=True)
         return target.copy_(settling.settled(self, out))
 
-    def _batch_norm(self, call: Call, waiting: list[Tensor]) -> Any:
-        source = call.dependent[0]
-        note = notes.read(source, self)
-        layer = behind_hooks(source) if note is None else note.layer
-        if layer is not None and (layer.merged or not linear.scales_outputs(source, layer)):
-            layer = None
+    def _batch_norm(self, call: Call, found: Found) -> Any:
+        source, known = call.dependent[0], found.known[0]
+        layer = None if known is None or known.layer is None or known.layer.merged else known.layer
+        linear_map = None if layer is None or len(found.dependent) > 1 else along(layer.map, source.shape, 1)
         rule = self.rule(call)
-        if layer is None or not isinstance(rule, Normalize | Gradient):
-            call, layer = settling.settle(self, call, waiting), None
-        return linear.batch_norm(self, call, rule, layer)
+        if layer is None or linear_map is None or not isinstance(rule, Normalize | Gradient):
+            return linear.batch_norm(self, settling.settle(self, call, found.waiting), rule, None)
+        return linear.batch_norm(self, call, rule, layer.mapped(linear_map).multiplied())
 
     def unmatched(self, call: Call, reason: str) -> None:
         """Report an operation without a rule as the composite asks for: an error, a warning, or nothing."""
@@ -366,7 +421,8 @@ class Run:
         kind = call.operation.kind
         if kind == "linear":
             weight = call.argument(1, "weight")
-            rule = self._layer_rule(call, weight)
+            known = [facts.read(t, self) for t in call.dependent]
+            rule = self._layer_rule(call, weight, fresh=all(each is not None and each.fresh for each in known))
             if rule is None:
                 self.unmatched(call, "no entry of the composite gives a rule for this linear layer")
                 return Gradient()
@@ -376,34 +432,45 @@ class Run:
             call.rule = rule or (CONVENTIONS[kind] if self.times_input else Gradient())
         return call.rule
 
-    def _layer_rule(self, call: Call, weight: Any) -> Rule | None:
-        """Return the rule of a linear layer: by the module that runs it, the owner of its weight, or the function."""
+    def _layer_rule(self, call: Call, weight: Any, *, fresh: bool) -> Rule | None:
+        """Return the rule of a linear layer: by the module that runs it, the owner of its weight, or the function.
+
+        ``fresh`` tells that no linear layer is behind its input.
+        """
         frame = self.frames[-1] if self.frames else None
         if frame is not None:
             frame.served = True
         running = frame.module if frame else None
         module = self.plan.layer_module(running, weight)
-        return self._claimable(call, module, self.plan.layer_candidates(module, call.operation, self.frames))
+        return self._claimable(call, module, self.plan.layer_candidates(module, call.operation, self.frames), fresh)
 
     def _sum_rule(self, call: Call) -> Rule | None:
         """Return the rule for linear layers that a sum has, or None; the module that adds has no say in it."""
         candidates = self.plan.layer_candidates(None, call.operation, self.frames)
-        return self._claimable(call, None, ((r, f) for r, f in candidates if serves(r, call.operation)))
+        return self._claimable(call, None, ((r, f) for r, f in candidates if serves(r, call.operation)), fresh=False)
 
     def _claimable(
-        self, call: Call, module: nn.Module | None, candidates: Iterable[tuple[Rule, int | None]]
+        self, call: Call, module: nn.Module | None, candidates: Iterable[tuple[Rule, int | None]], fresh: bool
     ) -> Rule | None:
-        """Return the first of the rules that is not for a first layer which was executed before."""
+        """Return the first of the rules that is not for a first layer which another was executed before.
+
+        Every call of the first layer counts, and so does each layer that sees the input before any other changed it.
+        """
         running = self.frames[-1].module if self.frames else None
+        weight = call.argument(1, "weight")
+        if self.unrolled:
+            owner: Any = id(running), self.unrolled
+        elif module is not None:
+            owner = id(module)
+        else:
+            owner = id(weight) if isinstance(weight, Tensor) and weight.is_leaf else (id(running), call.operation.name)
         for rule, first in candidates:
             if first is None:
                 return rule
-            owner = (id(running), self.unrolled) if self.unrolled else (id(module), call.operation.name)
-            claimed = self._claimed.get(first)
-            # The cells of a recurrent layer are one layer, and a checkpoint that runs its part again finds the first
-            # layer where it was.
-            again = bool(self.unrolled) or current_backward_pass() != -1
-            if claimed is None or (claimed == owner and again):
-                self._claimed[first] = owner
+            claimed = self._claimed.setdefault(first, set())
+            # A weight that is made anew tells nothing; a checkpoint that runs again finds the layer by the rest.
+            known = not isinstance(owner, tuple) or bool(self.unrolled) or current_backward_pass() != -1
+            if not claimed or fresh or (known and owner in claimed):
+                claimed.add(owner)
                 return rule
         return None

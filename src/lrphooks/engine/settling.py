@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lrphooks.engine import notes
+from lrphooks.engine import facts
 from lrphooks.engine.call import Call
 from lrphooks.engine.layer_call import LayerCall, saving_hooks
 from lrphooks.engine.tensor_hooks import asked
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 _STOPPABLE = frozenset(("activation", "constant", "power", "softmax", "relu"))
 
 
-def waits(note: notes.Note) -> bool:
+def waits(note: facts.Facts) -> bool:
     """Whether the tensor is the output of a layer that nothing in sight consumed."""
     return note.layer is not None and not note.ruled
 
 
 def settled(run: Run, tensor: Tensor) -> Tensor:
     """Return the tensor with the node of the layer that made it set on it, in place if it can be."""
-    note = notes.read(tensor, run)
+    note = facts.read(tensor, run)
     if note is None or not waits(note):
         return tensor
     layer = note.layer
@@ -41,7 +41,7 @@ def settled(run: Run, tensor: Tensor) -> Tensor:
         return tensor
     if layer.hooks != saving_hooks() or note.kept:
         # A checkpoint began behind the layer and keeps its output, which must stay as it is from now on.
-        notes.write(tensor, run, kept=True)
+        facts.write(tensor, run, kept=True)
         return layer.settle(tensor, in_place=False)
     return layer.settle(tensor)
 
@@ -54,7 +54,7 @@ def settle(run: Run, call: Call, waiting: list[Tensor]) -> Call:
     change: dict[int, Tensor] = {}
     followed = call.operation.name in ("relu", "relu6") and isinstance(run.rule(call), Gradient | Identity | Pass)
     for tensor in waiting:
-        note = notes.read(tensor, run)
+        note = facts.read(tensor, run)
         if note is None or not waits(note):
             continue
         layer = note.layer

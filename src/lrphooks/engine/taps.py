@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from lrphooks.engine import containers, notes
+from lrphooks.engine import containers, facts
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.layer_call import LayerCall
 from lrphooks.engine.nodes import Node, ScaleNode, zero_link
@@ -243,14 +243,14 @@ class Taps(Observer):
         # A copy, since the model may overwrite it.
         tapped.values = tensor.detach().clone() if run.times_input else None
         tapped.arrivals.append(Arrival.at(run, tensor, tapped.values))
-        note = notes.read(tensor, run)
+        note = facts.read(tensor, run)
         layer = None if note is None else note.layer
         if isinstance(layer, LayerCall):
             # Where somebody looks on, no layer is under the epsilon rule alone.
             tapped.channel_dim = layer.map.output_channel_dim
             self._layers.setdefault(layer.record, []).append((tapped, layer.merged))
         if note is not None and note.link is not None:
-            notes.write(tensor, run, link=partial(_watched, run, note.link, len(self._linked)))
+            facts.write(tensor, run, link=partial(_watched, run, note.link, len(self._linked)))
             self._linked.append(tapped)
         return tapped
 
@@ -261,7 +261,7 @@ class Taps(Observer):
 
 def _is_stopped(run: Run, tensor: Tensor) -> bool:
     """Whether a rule says that a tensor is a constant, which has no relevance by right."""
-    note = notes.read(tensor, run)
+    note = facts.read(tensor, run)
     return note is not None and note.constant == "stopped"
 
 

@@ -43,6 +43,11 @@ def tracing() -> Iterator[list[Condition]]:
         _THREAD.conditions = before
 
 
+def is_tracing() -> bool:
+    """Whether the current thread traces an explanation to a graph."""
+    return _THREAD.conditions is not None
+
+
 def require(holds: Tensor, error: Callable[..., Exception], *values: Tensor) -> None:
     """Raise ``error(*values)`` unless a condition on values holds; in a graph, when it has run."""
     condition = Condition(holds, values, error)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lrphooks.torch_private import concrete
 
 
 class LinearMap(ABC):
@@ -156,26 +158,100 @@ class Convolution(LinearMap):
         return (grouped * per_group).reshape(weight.shape)
 
 
+def _transposed(function: Callable[[Tensor], Tensor], gradient: Tensor, point: Tensor) -> Tensor:
+    """Return the transposed map of a linear function, whose derivative is the same at every point."""
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        point = point.detach().requires_grad_()
+        result: Tensor = torch.autograd.grad(function(point), point, gradient, create_graph=create)[0]
+    return result
+
+
 @dataclass(frozen=True)
 class General(LinearMap):
     """Any operation that is linear in one operand and has a constant as the other: matmul, einsum, bilinear forms."""
 
     function: Callable[[Tensor, Tensor], Tensor]
-    output_channel_dim = -1
-    weight_channel_dim = -1
+    output_channel_dim: int = -1
+    weight_channel_dim: int = -1
+    merges: bool = False
 
     def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        out = self.function(a, weight)
-        return out if bias is None else out + bias
+        # Some kernels take nothing that is expanded.
+        out = self.function(a if 0 not in a.stride() else a.contiguous(), weight)
+        return out if bias is None else out + bias.reshape(-1, *(1,) * (-1 - self.output_channel_dim))
 
     def transpose(self, gradient: Tensor, a: Tensor, weight: Tensor) -> Tensor:
-        create = torch.is_grad_enabled()
-        with torch.enable_grad():
-            # The map is linear, so the point at which it is differentiated does not matter.
-            point = torch.zeros_like(a, requires_grad=True)
-            out = self.function(point, weight)
-            result: Tensor = torch.autograd.grad(out, point, gradient, create_graph=create)[0]
-        return result
+        return _transposed(lambda point: self.function(point, weight), gradient.contiguous(), torch.zeros_like(a))
+
+
+@dataclass(frozen=True)
+class Moved(LinearMap):
+    """A linear operation and moves of all elements of its output.
+
+    shape: that of the output before it was moved. moves: the functions. number: what the elements were multiplied by on
+    the way, which is not in the map, but for the weight and the bias. steps: all that was done, moves and products.
+    """
+
+    inner: LinearMap
+    shape: torch.Size
+    moves: tuple[Callable[[Tensor], Tensor], ...] = ()
+    number: float = 1.0
+    steps: tuple[Callable[[Tensor], Tensor], ...] = ()
+    output_channel_dim: int = 0
+
+    @property
+    def weight_channel_dim(self) -> int:  # type: ignore[override]  # a property here, a constant elsewhere
+        return self.inner.weight_channel_dim
+
+    @property
+    def merges(self) -> bool:  # type: ignore[override]  # a property here, a constant elsewhere
+        return self.inner.merges
+
+    def move(self, output: Tensor) -> Tensor:
+        """Return an output of the inner map, moved."""
+        return reduce(lambda values, function: function(values), self.moves, output)
+
+    def done(self, output: Tensor) -> Tensor:
+        """Return an output of the inner map, moved and multiplied as the model did."""
+        return reduce(lambda values, function: function(values), self.steps, output)
+
+    def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.move(self.inner.forward(a, weight, bias))
+
+    def transpose(self, gradient: Tensor, a: Tensor, weight: Tensor) -> Tensor:
+        return self.inner.transpose(_transposed(self.move, gradient, gradient.new_zeros(self.shape)), a, weight)
+
+    def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
+        return self.inner.scaled(weight, scale)
+
+    def per_input_channel(self, weight: Tensor, values: Tensor, a: Tensor) -> Tensor | None:
+        return self.inner.per_input_channel(weight, values, a)
+
+    def then(self, step: Callable[[Tensor], Tensor], number: float | None) -> Moved:
+        """Return the map with one more step behind it: a move, or a product with a number."""
+        steps = (*self.steps, step)
+        if number is None:
+            return replace(self, moves=(*self.moves, step), steps=steps)
+        return replace(self, number=self.number * number, steps=steps)
+
+
+def along(linear_map: LinearMap, shape: torch.Size, dim: int) -> LinearMap | None:
+    """Return the map with its output channels in a dimension of the output, of a shape, or None if they are not."""
+    if not linear_map.merges:
+        return None
+    if not isinstance(linear_map, Moved):
+        return linear_map if len(shape) + linear_map.output_channel_dim == dim else None
+    count = linear_map.shape[linear_map.inner.output_channel_dim]
+    if shape[dim] != count:
+        return None
+    trailing = -1 - linear_map.inner.output_channel_dim
+    with concrete(), torch.no_grad():
+        # Where the channels go is seen by their numbers.
+        numbers = torch.arange(count).reshape(-1, *(1,) * trailing)
+        places = numbers.expand(linear_map.shape)
+        fits = bool((linear_map.move(places) == torch.arange(count).reshape(-1, *(1,) * (len(shape) - 1 - dim))).all())
+    return replace(linear_map, output_channel_dim=dim - len(shape)) if fits else None
 
 
 @dataclass(frozen=True)

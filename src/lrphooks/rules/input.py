@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lrphooks.layers.layer import Layer
-from lrphooks.layers.linear_map import LinearMap
+from lrphooks.layers.linear_map import General, LinearMap, Moved
 from lrphooks.rules.base import LayerRule, Stabilizer, number
 
 
@@ -33,9 +33,10 @@ class InputRule(LayerRule):
 
 
 def _ones(layer: Layer) -> Tensor:
-    """Return an all-ones input of batch size 1: structural denominators depend on the shape alone."""
-    batched = layer.input.dim() > -layer.map.output_channel_dim
-    return torch.ones_like(layer.input[:1] if batched else layer.input)
+    """Return an all-ones input, of batch size 1 if it can be: structural denominators depend on the shape alone."""
+    # A weight of many dimensions may have another part for each row, and moves may be told the number of rows.
+    alike = not isinstance(layer.map, General | Moved) and layer.input.dim() > -layer.map.output_channel_dim
+    return torch.ones_like(layer.input[:1] if alike else layer.input)
 
 
 @dataclass(frozen=True)

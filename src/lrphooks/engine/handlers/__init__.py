@@ -35,8 +35,8 @@ CONVENTIONS: dict[Kind, Rule] = {
 
 HANDLERS: dict[Kind, Handler] = {
     "relu": elementwise.relu,
-    "shape": structure.shape,
-    "split": structure.split,
+    "shape": common.plain,
+    "split": common.plain,
     "select": structure.select,
     "clamp": structure.clamp,
     "combination": structure.combination,

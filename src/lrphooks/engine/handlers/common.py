@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lrphooks.engine import notes
+from lrphooks.engine import facts
 from lrphooks.engine.call import Call, tensors_in
+from lrphooks.engine.nodes import ScaleNode
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant
+from lrphooks.torch_private import base_of, preserve_version
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -32,10 +34,19 @@ def stop(run: Run, out: Any, *, alone: bool = True) -> None:
     """Declare the results of an operation to be constants; ``alone`` if it has no others, which carry relevance."""
     for tensor in tensors_in((out,)):
         if tensor.requires_grad:
-            notes.write(tensor, run, constant="stopped")
+            facts.write(tensor, run, constant="stopped")
             if alone:
                 # So that what cannot be seen makes a constant of it too.
                 run.provenance.end(tensor)
+
+
+def shield_in_place(run: Run, target: Tensor) -> None:
+    """Have a constant that is about to be written to receive nothing in a relevance pass, as others are shielded."""
+    base = base_of(target)
+    whole = target if base is None else base
+    share = float(run.parameters and run.made_of_parameters(whole))
+    with preserve_version(whole):
+        ScaleNode.apply(run, share, whole, True)
 
 
 def in_place(run: Run, call: Call, handler: Handler, rule: Rule) -> Tensor:
@@ -45,8 +56,7 @@ def in_place(run: Run, call: Call, handler: Handler, rule: Rule) -> Tensor:
     outside = call.out_of_place()
     # The operation may keep its input, which the copy is about to overwrite.
     saved = target.clone()
-    if (note := notes.read(target, run)) is not None:
-        notes.write(saved, run, nonnegative=note.nonnegative, offset=note.offset)
+    facts.hand_on(target, saved, run)
     outside = outside.replaced({id(target): saved})
     target.copy_(handler(run, outside, rule))
     return target

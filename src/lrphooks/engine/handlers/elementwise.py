@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrphooks.engine import notes
 from lrphooks.engine.call import Call
 from lrphooks.engine.derivatives import spare
 from lrphooks.engine.handlers.common import function_of, in_place, learned, plain, positional
@@ -30,20 +29,12 @@ if TYPE_CHECKING:
 
 def relu(run: Run, call: Call, rule: Rule) -> Any:
     """ReLU: the plain gradient hands on all relevance; guided backpropagation and DeconvNet change it."""
-    if isinstance(rule, GuidedReLU | DeconvReLU):
-        if call.writes_in_place:
-            return in_place(run, call, relu, rule)
-        ratio = _guided if isinstance(rule, GuidedReLU) else _deconvolved
-        out = ElementwiseNode.apply(run, function_of(call), ratio, None, None, call.dependent[0], *learned(call))
-    else:
-        source = call.dependent[0]
-        note = notes.read(source, run)
-        link = None if note is None else note.link
-        out = plain(run, call, rule)
-        # Where the output is 0 a layer above may still hand down relevance; it passes with the link.
-        notes.write(out, run, link=link)
-    notes.write(out, run, nonnegative=True)
-    return out
+    if not isinstance(rule, GuidedReLU | DeconvReLU):
+        return plain(run, call, rule)
+    if call.writes_in_place:
+        return in_place(run, call, relu, rule)
+    ratio = _guided if isinstance(rule, GuidedReLU) else _deconvolved
+    return ElementwiseNode.apply(run, function_of(call), ratio, None, None, call.dependent[0], *learned(call))
 
 
 def activation(run: Run, call: Call, rule: Rule, *, quotient: Callable[..., Tensor] | None = None) -> Any:
@@ -51,7 +42,6 @@ def activation(run: Run, call: Call, rule: Rule, *, quotient: Callable[..., Tens
     if isinstance(rule, Gradient | Constant):
         return plain(run, call, rule)
     x = source = call.dependent[0]
-    note = notes.read(source, run)
     target, write = None, None
     if call.writes_in_place:
         call = positional(call)
@@ -69,9 +59,7 @@ def activation(run: Run, call: Call, rule: Rule, *, quotient: Callable[..., Tens
     if target is not None or (call.operation.name in _OF_RESULT and not run.unrolled):
         # Also where torch keeps results a model may write to the inputs. No cell of a recurrent layer does.
         x = x.clone()
-    out = ElementwiseNode.apply(run, function, ratio, write, target, x, *learned(call))
-    notes.write(out, run, link=None if note is None else note.link)
-    return out
+    return ElementwiseNode.apply(run, function, ratio, write, target, x, *learned(call))
 
 
 def power(run: Run, call: Call, rule: Rule) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lrphooks.engine import notes
+from lrphooks.engine import facts
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import exchanged, in_place, plain, positional
@@ -77,21 +77,9 @@ def _multiply(run: Run, call: Call, rule: Rule, first: int) -> Any:
         if any(t is weight for t in carriers):
             call = call.replaced({id(weight): ScaleNode.apply(run, 0.0, weight)})
         return call.invoke()
-    offsets = [(note := notes.read(t, run)) is not None and note.offset for t in carriers]
     if len(carriers) < 2:
-        out = _gated(run, call) if _has_gate(run, call) else plain(run, call, rule)
-        if any(offsets) and isinstance(out, Tensor):
-            notes.write(out, run, offset=True)
-        return out
-    if isinstance(rule, TakesAll):
-        chosen = min(int(rule.operand), len(carriers) - 1)
-        shares = [float(i == chosen) for i in range(len(carriers))]
-    elif any(offsets) and not all(offsets):
-        # What does not vanish with its input gates, as in x * (1 + tanh(u)); the others are the signal.
-        signals = offsets.count(False)
-        shares = [0.0 if offset else 1.0 / signals for offset in offsets]
-    else:
-        shares = [1.0 / len(carriers)] * len(carriers)
+        return _gated(run, call) if _has_gate(run, call) else plain(run, call, rule)
+    shares = shares_of(run, carriers, rule)
     if call.operation.in_place and any(t is call.args[0] for t in carriers):
         return in_place(run, call, partial(_multiply_handler, first=first), rule)
     if len(set(shares)) == 1 and _is_smaller(call, carriers):
@@ -100,6 +88,20 @@ def _multiply(run: Run, call: Call, rule: Rule, first: int) -> Any:
         return ScaleNode.apply(run, shares[0], out, True)  # autograd takes no keywords
     scaled = [ScaleNode.apply(run, share, t) for share, t in zip(shares, carriers, strict=True)]
     return _exchanged(run, call, first, scaled).invoke()
+
+
+def shares_of(run: Run, carriers: list[Tensor], rule: Rule) -> list[float]:
+    """Return the share of each factor: one n-th for each of n, also of those that a factor is the product of."""
+    if isinstance(rule, TakesAll):
+        chosen = min(int(rule.operand), len(carriers) - 1)
+        return [float(i == chosen) for i in range(len(carriers))]
+    known = [facts.read(t, run) for t in carriers]
+    gates = [each is not None and each.gates for each in known]
+    degrees = [1 if each is None else each.degree for each in known]
+    if not all(gates):
+        # What does not vanish with its input gates, as in x * (1 + tanh(u)); the others are the signal.
+        degrees = [0 if gate else degree for gate, degree in zip(gates, degrees, strict=True)]
+    return [degree / sum(degrees) for degree in degrees]
 
 
 def _is_smaller(call: Call, carriers: list[Tensor]) -> bool:
@@ -220,11 +222,7 @@ def division(run: Run, call: Call, rule: Rule) -> Any:
     place, name = denominator_of(call)
     denominator = call.argument(place, name)
     if not isinstance(denominator, Tensor) or not run.carries(denominator):
-        out = plain(run, call, rule)
-        note = notes.read(call.dependent[0], run)
-        if note is not None and note.offset and isinstance(denominator, int | float):
-            notes.write(out, run, offset=True)
-        return out
+        return plain(run, call, rule)
     if sum(run.carries(t) for t in tensors_in((call.args, call.kwargs))) == 1:
         return plain(run, call, Constant())
     if call.operation.in_place and denominator is call.args[0]:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrphooks.engine import notes, unrolled
+from lrphooks.engine import facts, unrolled
 from lrphooks.engine.call import Call
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import plain, stop
@@ -89,9 +89,9 @@ def _floating(hx: Any) -> bool:
 def _joined(run: Run, value: Tensor, twin: Tensor) -> Tensor:
     """Return the fused value with the autograd graph of its twin."""
     out: Tensor = TwinNode.apply((unaliased(value),), twin)
-    note = notes.read(twin, run)
+    note = facts.read(twin, run)
     if note is not None:
-        notes.write(out, run, nonnegative=note.nonnegative, maker=note.maker)
+        facts.write(out, run, nonnegative=note.nonnegative, maker=note.maker)
     if not run.carries(twin):
         stop(run, out)
     return out
@@ -136,5 +136,5 @@ def _as_one(run: Run, stack: Stack, call: Call, arguments: dict[str, Any]) -> tu
     out: tuple[Tensor, ...] = RecurrentNode.apply(run, stack, call.invoke, *given, *arguments["params"])
     if stack.name == "rnn_relu":
         for tensor in out:
-            notes.write(tensor, run, nonnegative=True)
+            facts.write(tensor, run, nonnegative=True)
     return out

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from lrphooks.engine import notes
+from lrphooks.engine import facts
 from lrphooks.engine.nodes import TwinNode, unaliased
 
 if TYPE_CHECKING:
@@ -42,16 +42,16 @@ def recognize(run: Run, operation: Operation, args: tuple[Any, ...], kwargs: dic
     if part is None:
         return out
     if isinstance(part, Part):
-        notes.write(out, run, softmax=part)
+        facts.write(out, run, softmax=part)
         return out
     logits, base, dim = part
     if logits.shape != out.shape:
         return out
     with run.mode():
         twin = torch.softmax(logits if base == math.e else logits * math.log(base), dim)
-    note = notes.read(twin, run)
+    note = facts.read(twin, run)
     whole: Tensor = TwinNode.apply((unaliased(out.detach()),), twin)
-    notes.write(whole, run, maker=None if note is None else note.maker)
+    facts.write(whole, run, maker=None if note is None else note.maker)
     return whole
 
 
@@ -60,7 +60,7 @@ _Complete = tuple[Tensor, float, int]
 
 
 def _part(run: Run, value: Any) -> Part | None:
-    note = notes.read(value, run) if isinstance(value, Tensor) else None
+    note = facts.read(value, run) if isinstance(value, Tensor) else None
     return None if note is None else note.softmax
 
 
