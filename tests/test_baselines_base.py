@@ -18,7 +18,7 @@ BASELINES = [
     Gradient(),
     InputXGradient(),
     SmoothGrad(samples=2),
-    SmoothGrad(every_layer(Epsilon()), samples=2),
+    SmoothGrad(every_layer(Epsilon(0)), samples=2),
     IntegratedGradients(4, tolerance=100.0),
     Occlusion(3, 2),
     GradCAM(),

@@ -509,9 +509,10 @@ def test_activations_between_convolutions_are_laid_out_as_the_compiler_runs_them
     assert len(convolutions) == len(backward) == 4
     for node in (*convolutions, *backward):
         assert node.args[0].meta["val"].is_contiguous(memory_format=torch.channels_last), node
-    copies = [n.meta["val"].dim() for n in graph.nodes if n.target in (aten.clone.default, aten._to_copy.default)]
-    # Of the input alone: as the node of the input, and into this layout.
-    assert copies.count(4) <= 2
+    # Of the input alone; what a ReLU is about to overwrite is copied as it lies.
+    copies = [n for n in graph.nodes if n.target in (aten.clone.default, aten._to_copy.default)]
+    laid_out = [n for n in copies if n.args[0].meta["val"].stride() != n.meta["val"].stride()]
+    assert [n.meta["val"].shape for n in laid_out if n.meta["val"].dim() == 4] in ([], [x.shape])
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -479,7 +479,8 @@ def test_layers_within_modules(matcher):
 
 def test_first_within_modules():
     model = Products()
-    reference = Composite([("right.one", Flat()), (AnyLinear, ZPlus())])
+    # Both see the input itself.
+    reference = Composite([(("right.one", "right.two"), Flat()), (AnyLinear, ZPlus())])
     same(Composite([(First(Within("right", AnyLinear)), Flat()), (AnyLinear, ZPlus())]), reference, model)
 
 

@@ -100,6 +100,13 @@ class EpsilonCall:
         """Return the call with its map in another form."""
         return replace(self, map=linear_map)
 
+    def overwritten(self, *, used: bool) -> None:
+        """Prepare for an output that the model writes to; ``used`` if something consumed it before."""
+        if used:
+            self.share.kept = self.output.clone()
+        else:
+            self.share.moved = True
+
     def multiplied(self) -> EpsilonCall:
         """Return the call: its output tells all."""
         return self

@@ -11,7 +11,6 @@ How results inherit facts from operands is in :mod:`lrphooks.engine.inheritance`
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -62,7 +61,7 @@ class Offset:
         return Offset(self.number + other.number, self.tensors + other.tensors)
 
     def asked(self) -> Offset:
-        """Return the offset as a number, which is none where its elements differ.
+        """Return the offset as a number; a tensor whose elements differ has no part in it.
 
         Only who has to know asks, since the values of a tensor may be on their way to a device.
         """
@@ -78,23 +77,21 @@ class Offset:
 
 
 def _number(tensor: Tensor) -> float:
-    """Return the one value of a tensor; NaN where none of several is 0, and 0 where any is."""
+    """Return the value that all elements of a tensor have, or 0 where they differ."""
     if not tensor.numel() or tensor.is_complex():
         return 0.0
-    never = (tensor != 0).all()
-    if is_tracing():
-        require(~never, _unknown_offset)
-        return 0.0
-    if not never:
-        return 0.0
     first = tensor.flatten()[0]
-    return float(first) if bool((tensor == first).all()) else math.nan
+    alike = (tensor == first).all()
+    if is_tracing():
+        require(~(alike & (first != 0)), _unknown_offset)
+        return 0.0
+    return float(first) if alike else 0.0
 
 
 def _unknown_offset() -> LRPError:
     return LRPError(
-        "A tensor of constants other than 0 is added to an activation that multiplies another one, so it gates, but in "
-        "a compiled explanation values cannot be asked for. Add a number, as in 1 + x, or explain with lrphooks.lrp."
+        "A tensor that is one number everywhere is added to an activation that multiplies another one, so it gates. In "
+        "a compiled explanation values are not known. Add a number, as in 1 + x, or explain with lrphooks.lrp."
     )
 
 

@@ -38,7 +38,10 @@ def inherit(run: Run, call: Call, known: Known, rule: Rule, out: Any) -> None:
     if not told:
         return
     results = (call.args[0],) if call.operation.in_place and call.args else tensors_in((out,))
-    for tensor in results:
+    link = told.get("link")
+    for number, tensor in enumerate(results):
+        if link is not None and call.operation.kind == "split":
+            told["link"] = partial(_part, link, number)
         # What hands its operand on, as a view of the same shape may, made nothing.
         if tensor.requires_grad and not tensor.is_leaf and (call.writes_in_place or not _given(call, tensor)):
             facts.write(tensor, run, **told)
@@ -75,13 +78,10 @@ def _degree(known: Known) -> dict[str, Any]:
 
 # --- moves ---
 
-#: Moves of all elements of one tensor, which leave a layer's output what it is.
-_ALL_ELEMENTS_NAMES = """
-    view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze transpose t movedim permute T mT
-    contiguous clone alias positive to type type_as float double _unsafe_view view_copy atleast_1d atleast_2d
-    atleast_3d
-"""
-_ALL_ELEMENTS = frozenset(_ALL_ELEMENTS_NAMES.split())
+#: What is of the kind "shape" and does not only move elements: it draws, or changes the type.
+_CHANGES = frozenset(
+    "dropout dropout1d dropout2d dropout3d feature_dropout half bfloat16 cfloat cdouble chalf".split()  # noqa: SIM905
+)
 
 
 def _moved(run: Run, call: Call, known: Known) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _moved(run: Run, call: Call, known: Known) -> dict[str, Any]:
         return {}
     told = _whole(before)
     name = call.operation.name
-    if before.layer is not None and name in _ALL_ELEMENTS:
+    if before.layer is not None and name not in _CHANGES:
         told |= _layer(before, call, None)
     if before.link is not None:
         # Run again, dropout would draw another mask; what arrives as relevance keeps its place.
@@ -118,7 +118,25 @@ def _rearranged(link: Callable[[], Tensor | None], function: Callable[[Tensor], 
 
 
 def _split(run: Run, call: Call, known: Known) -> dict[str, Any]:
-    return _whole(known[0]) if len(known) == 1 and known[0] is not None else {}
+    before = known[0] if len(known) == 1 else None
+    if before is None:
+        return {}
+    told = _whole(before)
+    if before.link is not None and call.operation.name in _CUTS:
+        told["link"] = partial(_rearranged, before.link, call.over([call.dependent[0]]))
+    return told
+
+
+#: Those that return parts of one tensor, and nothing else.
+_CUTS = frozenset(
+    ("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "iter", "unsafe_chunk", "unsafe_split")
+)
+
+
+def _part(link: Callable[[], Any], number: int) -> Tensor | None:
+    """Return one part of a link that is cut into several tensors."""
+    made = link()
+    return None if made is None else list(made)[number]
 
 
 # --- selections and functions of each element ---
@@ -203,9 +221,7 @@ def _clamped(run: Run, call: Call, known: Known) -> dict[str, Any]:
         return _selected(run, call, known)
     low = bounds[0]
     lowest = isinstance(low, int | float) and low >= 0
-    before = known[0]
-    kept = before is not None and before.nonnegative and bounds == (None, 6.0)
-    return _elementwise(run, call, known) | ({"nonnegative": True} if lowest or kept else {})
+    return _elementwise(run, call, known) | ({"nonnegative": True} if lowest else {})
 
 
 def _nonnegative(run: Run, call: Call, known: Known) -> dict[str, Any]:
@@ -259,6 +275,11 @@ def _combined(run: Run, call: Call, known: Known) -> dict[str, Any]:
     if offset is None and name in _KEEP_OFFSET and len(known) == len(_tensors(call)):
         offsets = {each.offset.asked() if each is not None and each.offset is not None else None for each in known}
         offset = offsets.pop() if len(offsets) == 1 else None
+    before = known[0]
+    if name == "neg" and before is not None and before.layer is not None:
+        told |= _layer(before, call, -1.0)
+    if name == "copy" and call.operation.in_place and len(known) == 1 and before is not None:
+        told |= _whole(before) if call.args[0].shape == call.dependent[0].shape else {}
     if name == "sum" and known[0] is not None and known[0].gates:
         offset = Offset(math.nan)
     if offset is not None and not offset.is_zero:
@@ -307,12 +328,19 @@ def _sum_offset(run: Run, call: Call, known: Known) -> Offset | None:
             each = facts_of[id(operand)]
             if each is not None and each.offset is not None:
                 total = total.plus(each.offset.times(sign))
-        elif not operand.requires_grad and not isinstance(operand, torch.nn.Parameter):
+        elif not operand.requires_grad and not run.holds(operand):
             total = total.plus(Offset(0.0, ((operand.detach(), sign),)))
     return total
 
 
 # --- products ---
+
+
+def _spreads(call: Call) -> bool:
+    """Whether a product is one of all elements with all, as of a column and a row."""
+    shapes = [t.shape for t in _tensors(call)]
+    size = math.prod(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    return all(math.prod(shape) < size for shape in shapes)
 
 
 #: Products that sum nothing.
@@ -331,9 +359,11 @@ def _multiplied(run: Run, call: Call, known: Known) -> dict[str, Any]:
         return told | {"degree": factors * (1 if known[0] is None else known[0].degree)}
     if name in ("lerp", "grid_sample"):
         return told
-    degree = sum(1 if each is None else each.degree for each in known)
+    # What gates is no factor, beside others that are not.
+    signals = [each for each in known if each is None or not each.gates] or list(known)
+    degree = sum(1 if each is None else each.degree for each in signals)
     if degree != 1:
-        contracts = name not in _BY_ELEMENTS
+        contracts = name not in _BY_ELEMENTS or (name == "mul" and _spreads(call))
         told |= {"degree": degree, "contracted": contracts or all(each and each.contracted for each in known)}
     number = _factor(call)
     if number is not None:

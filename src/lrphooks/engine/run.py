@@ -114,7 +114,7 @@ class Run:
         #: The recurrent operation whose cells are running.
         self.unrolled = ""
         #: The layers that took a rule for first layers, by its entry.
-        self._claimed: dict[int, set[Any]] = {}
+        self._claimed: dict[int, Any] = {}
         self.provenance = Provenance()
         self.reports = Reports()
         self.cuts = Cuts()
@@ -281,19 +281,29 @@ class Run:
         if found.waiting:
             call = settling.settle(self, call, found.waiting)
             found.known = [facts.read(t, self) for t in call.dependent]
-        if operation.kind == "unknown":
+        out = self._under_rule(call, found)
+        for known in found.known:
+            if known is not None and known.weighted is not None:
+                # It holds the factors, and is for a sum that comes next.
+                known.weighted = None
+        return softmax.recognize(self, operation, args, kwargs, out) if self.plan.softmax_is_ruled else out
+
+    def _under_rule(self, call: Call, found: Found) -> Any:
+        """Run a call whose operands are ready, under its rule."""
+        kind = call.operation.kind
+        if kind == "unknown":
             rule = self.plan.operation_rule(call.operation, self.frames)
             return self.observed(call, rule or Gradient(), HANDLERS["unknown"])
-        if operation.kind == "linear":
+        if kind == "linear":
             return linear.linear(self, call, self.rule(call))
         if (written := self._written_out(call, found)) is not None:
             return written
         if found.constants:
             call = call.replaced({id(t): self.shield(t) for t in found.constants})
         rule = self.rule(call)
-        out = self.observed(call, rule, HANDLERS[operation.kind])
+        out = self.observed(call, rule, HANDLERS[kind])
         inherit(self, call, found.known, rule, out)
-        return softmax.recognize(self, operation, args, kwargs, out) if self.plan.softmax_is_ruled else out
+        return out
 
     def _before_writing(self, call: Call) -> Call:
         """Prepare for a call that overwrites an operand, which cannot be exchanged for another."""
@@ -442,35 +452,46 @@ class Run:
             frame.served = True
         running = frame.module if frame else None
         module = self.plan.layer_module(running, weight)
-        return self._claimable(call, module, self.plan.layer_candidates(module, call.operation, self.frames), fresh)
+        candidates = self.plan.layer_candidates(module, call.operation, self.frames)
+        return self._claimable(call, weight, module, candidates, fresh=fresh)
 
     def _sum_rule(self, call: Call) -> Rule | None:
         """Return the rule for linear layers that a sum has, or None; the module that adds has no say in it."""
         candidates = self.plan.layer_candidates(None, call.operation, self.frames)
-        return self._claimable(call, None, ((r, f) for r, f in candidates if serves(r, call.operation)), fresh=False)
+        served = ((rule, first) for rule, first in candidates if serves(rule, call.operation))
+        return self._claimable(call, None, None, served, fresh=False)
 
     def _claimable(
-        self, call: Call, module: nn.Module | None, candidates: Iterable[tuple[Rule, int | None]], fresh: bool
+        self,
+        call: Call,
+        weight: Tensor | None,
+        module: nn.Module | None,
+        candidates: Iterable[tuple[Rule, int | None]],
+        *,
+        fresh: bool,
     ) -> Rule | None:
         """Return the first of the rules that is not for a first layer which another was executed before.
 
-        Every call of the first layer counts, and so does each layer that sees the input before any other changed it.
+        Each layer that sees the input before another linear layer did counts as first, and each of its calls.
         """
         running = self.frames[-1].module if self.frames else None
-        weight = call.argument(1, "weight")
         if self.unrolled:
             owner: Any = id(running), self.unrolled
         elif module is not None:
             owner = id(module)
         else:
-            owner = id(weight) if isinstance(weight, Tensor) and weight.is_leaf else (id(running), call.operation.name)
+            base = weight if weight is None else base_of(weight)
+            base = weight if base is None else base
+            owner = id(base) if base is not None and base.is_leaf else (id(running), call.operation.name)
+        # The cells of a recurrent layer are one layer; a checkpoint that runs again finds the first layer where it was.
+        again = bool(self.unrolled) or current_backward_pass() != -1
         for rule, first in candidates:
             if first is None:
                 return rule
-            claimed = self._claimed.setdefault(first, set())
-            # A weight that is made anew tells nothing; a checkpoint that runs again finds the layer by the rest.
-            known = not isinstance(owner, tuple) or bool(self.unrolled) or current_backward_pass() != -1
-            if not claimed or fresh or (known and owner in claimed):
-                claimed.add(owner)
+            claimed = self._claimed.get(first)
+            if claimed is None or fresh or (claimed == owner and again):
+                if claimed is None:
+                    # What sees the input itself is found by that when it runs again.
+                    self._claimed[first] = object() if fresh else owner
                 return rule
         return None

@@ -24,6 +24,15 @@ def waits(note: facts.Facts) -> bool:
     return note.layer is not None and not note.ruled
 
 
+def elsewhere(layer: LayerCall, note: facts.Facts) -> bool:
+    """Whether a checkpoint began behind the layer, or ended."""
+    return layer.hooks != saving_hooks() or note.kept
+
+
+def _is_target(call: Call, tensor: Tensor) -> bool:
+    return call.writes_in_place and bool(call.args) and call.args[0] is tensor
+
+
 def settled(run: Run, tensor: Tensor) -> Tensor:
     """Return the tensor with the node of the layer that made it set on it, in place if it can be."""
     note = facts.read(tensor, run)
@@ -39,7 +48,7 @@ def settled(run: Run, tensor: Tensor) -> Tensor:
     if asked(tensor):
         layer.leave(tensor)
         return tensor
-    if layer.hooks != saving_hooks() or note.kept:
+    if elsewhere(layer, note):
         # A checkpoint began behind the layer and keeps its output, which must stay as it is from now on.
         facts.write(tensor, run, kept=True)
         return layer.settle(tensor, in_place=False)
@@ -58,9 +67,12 @@ def settle(run: Run, call: Call, waiting: list[Tensor]) -> Call:
         if note is None or not waits(note):
             continue
         layer = note.layer
-        if not followed or not isinstance(layer, LayerCall) or asked(tensor) or not layer.intact:
+        if isinstance(layer, LayerCall) and elsewhere(layer, note) and _is_target(call, tensor):
+            # It must stay where it is in the graph, so its rule stays with the layer.
+            layer.leave(tensor)
+        elif not followed or not isinstance(layer, LayerCall) or asked(tensor) or not layer.intact:
             change[id(tensor)] = settled(run, tensor)
-        elif call.writes_in_place:
+        elif call.writes_in_place and not elsewhere(layer, note):
             layer.settle(tensor, relu_follows=True)
         elif layer.input_nonnegative and layer.filtered is None:
             # Other consumers may see negative values, so this one gets a node of its own.

@@ -117,10 +117,27 @@ def _channels(call: Call, a: Tensor, weight: Tensor) -> General:
             (channel,) = channels
             places = result.index(channel) - len(result), of_weight.index(channel) - len(of_weight)
             return General(call.function, *places, merges=True)
+    if weight.dim() == 2 and (found := _of_matrix(call, a, weight)) is not None:
+        return General(call.function, *found, merges=True)
     matrices = name in ("matmul", "mm", "bmm") and a.dim() > 1 and weight.dim() > 1
     if matrices and (call.args[0] is weight) != call.operation.reversed:
         return General(call.function, -2, -2, merges=True)
     return nowhere
+
+
+def _of_matrix(call: Call, a: Tensor, weight: Tensor) -> tuple[int, int] | None:
+    """Return where the output channels are in the result and in the matrix of a product that is no matmul."""
+    name, first = call.operation.name, bool(call.args) and call.args[0] is weight
+    if name == "mv" or (name == "matmul" and a.dim() == 1 and first != call.operation.reversed):
+        return -1, -2
+    if name == "inner":
+        return (-a.dim(), -2) if first else (-1, -2)
+    dims = call.argument(2, "dims", 2)
+    if name == "tensordot" and isinstance(dims, list | tuple) and not first:
+        summed = [dim if isinstance(dim, int) else tuple(dim) for dim in dims]
+        if isinstance(summed[1], tuple) and len(summed[1]) == 1:
+            return -1, -1 - (summed[1][0] + 1) % 2 if summed[1][0] >= 0 else -3 - summed[1][0]
+    return None
 
 
 def with_summand(run: Run, call: Call) -> Tensor | None:
@@ -184,12 +201,18 @@ def with_bias(run: Run, call: Call, known: Facts | None) -> Tensor | None:
     (z,), layer = call.dependent, known.layer
     first, bias = call.args
     bias = first if bias is z else bias
+    if isinstance(bias, Tensor):
+        # Of what is repeated, once.
+        for dim, stride in enumerate(bias.stride()):
+            bias = bias.narrow(dim, 0, 1) if stride == 0 and bias.shape[dim] > 1 else bias
     if layer.hooks != saving_hooks() or not isinstance(bias, Tensor) or not _is_of_channels(bias, z, layer.map):
         return None
     if z.dtype != bias.dtype or not run.made_of_parameters(bias) or (call.writes_in_place and call.args[0] is not z):
         return None
     plain = call.out_of_place() if call.writes_in_place else call
     if isinstance(layer, EpsilonCall):
+        if call.writes_in_place:
+            layer.overwritten(used=known.ruled)
         # The rule of both together goes back past that of the product alone.
         out = layer.joined(run.shielded(plain.replaced({id(z): layer.before})).invoke())
     elif layer.intact:

@@ -81,7 +81,8 @@ PRODUCT = """
 #: The products, and those with a summand, that are linear layers where one of their factors is a parameter. The others,
 #: such as mul, multiply each element by one weight.
 WEIGHTED = """
-    matmul mm bmm mv addmm addmv addbmm baddbmm dot vdot inner vecdot einsum tensordot bilinear cross _grouped_mm
+    matmul mm bmm mv addmm addmv addbmm baddbmm dot vdot inner vecdot einsum tensordot bilinear cross multi_dot
+    chain_matmul _grouped_mm
 """
 
 #: Adds to its first argument the product of the next two.
