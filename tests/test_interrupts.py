@@ -1,12 +1,26 @@
 """A KeyboardInterrupt at any instant leaves nothing: no hooks, no function mode, no stance, no context."""
 
 import gc
+import sys
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import lrphooks
-from interrupting import WAYS, Instants, after_the_block, left, small, small_checkpointed
+from interrupting import (
+    CHECKPOINTED_WAYS,
+    FILES_OF_CHECKPOINTS,
+    WAYS,
+    Instants,
+    innermost,
+    left,
+    remove_saving_hooks,
+    small,
+    small_checkpointed,
+    without_lrphooks,
+)
 from lrphooks import LRPError, composites
 from lrphooks.engine.eager import EAGER
 
@@ -26,8 +40,31 @@ CASES = {
     "lrp": (small, WAYS["lrp"], 5),
     "explain": (small, WAYS["explain"], 7),
     "audit": (small, WAYS["audit"], 7),
-    "checkpoint after the block": (small_checkpointed, after_the_block, 5),
+    "checkpoint": (small_checkpointed, CHECKPOINTED_WAYS["checkpoint"], 7),
+    "checkpoint after the block": (small_checkpointed, CHECKPOINTED_WAYS["checkpoint after the block"], 5),
 }
+
+#: The instructions within which Python lets an interrupt in; None is the beginning of a function, before the first.
+INSTRUCTIONS = {
+    (3, 10): {None, "CALL_FUNCTION", "CALL_METHOD", "CALL_FUNCTION_KW", "CALL_FUNCTION_EX", "JUMP_ABSOLUTE"}
+    | {"POP_JUMP_IF_FALSE", "POP_JUMP_IF_TRUE", "YIELD_VALUE"},
+    (3, 11): {"RESUME", "CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD"}
+    | {f"POP_JUMP_BACKWARD_IF_{condition}" for condition in ("FALSE", "TRUE", "NONE", "NOT_NONE")},
+    (3, 12): {"RESUME", "CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD"},
+    (3, 13): {"RESUME", "CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD"},
+}
+
+
+def hooks_stay_with_the_traceback():
+    """Whether this torch leaves a checkpoint waiting where its function raises, until the traceback dies."""
+
+    def interrupted(x):
+        raise KeyboardInterrupt
+
+    try:
+        checkpoint(interrupted, torch.ones(1, requires_grad=True), use_reentrant=False)
+    except KeyboardInterrupt:
+        return bool(left(torch.nn.Module()))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # generators that end while interrupted
@@ -39,15 +76,20 @@ def test_an_interrupt_at_any_instant_leaves_nothing(name):
     explain(model, x)
     with Instants(FILES) as instants:
         explain(model, x)
-    assert instants.count > 200
+    assert instants.count > 500
     assert not left(model)
+    kept_by_torch = "checkpoint" in name and hooks_stay_with_the_traceback()
+    came = 0
     for at in range(0, instants.count, step):
         interrupted, at_once = Instants(FILES, at), {}
         try:
             with interrupted:
                 explain(model, x)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
+            came += 1
             at_once = left(model)
+            if kept_by_torch and checkpoint.__wrapped__.__code__ in codes(interruption.__traceback__):
+                at_once.pop("hooks on saved tensors", None)
         # A context manager of the user's own lives as long as the traceback, and so does the block inside of it.
         assert not at_once or name == "wrapped context", (at, interrupted.where)
         assert not left(model), (at, interrupted.where)
@@ -55,6 +97,69 @@ def test_an_interrupt_at_any_instant_leaves_nothing(name):
             model(x)
         if at % 11 == 0:
             assert torch.equal(lrphooks.lrp(model, x, 0, composites.AttnLRP()), expected), (at, interrupted.where)
+    assert came == len(range(0, instants.count, step))
+
+
+def codes(traceback):
+    """The code that each frame of a traceback ran."""
+    found = []
+    while traceback is not None:
+        found.append(traceback.tb_frame.f_code)
+        traceback = traceback.tb_next
+    return found
+
+
+def test_instants_are_all_that_there_are():
+    """An interrupt before any other instruction comes where one of those that are tried does."""
+    model, x = small()
+    explain = WAYS["context"]
+    explain(model, x)
+
+    def places(step, **names):
+        found = set()
+        with Instants(FILES, **names) as instants:
+            explain(model, x)
+        for at in range(0, instants.count, step):
+            try:
+                with Instants(FILES, at, **names):
+                    explain(model, x)
+            except KeyboardInterrupt as interruption:  # noqa: PERF203
+                found.add(innermost(interruption.__traceback__))
+        return found
+
+    tried, others = places(1), places(5, names="")
+    assert not others - tried
+    assert len(others) > 100
+    expected = INSTRUCTIONS[sys.version_info[:2]]
+    assert {instruction for *_, instruction in tried} <= expected
+    assert len({instruction for *_, instruction in tried}) >= 4, "beginnings, calls and jumps back"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", CHECKPOINTED_WAYS)
+def test_a_checkpoint_leaves_no_more_than_without_lrphooks(name):
+    """torch's own blocks have instants at which hooks on saved tensors stay for good; no others come from here."""
+
+    def leaving(explain):
+        model, x = small_checkpointed()
+        explain(model, x)
+        with Instants(FILES_OF_CHECKPOINTS) as instants:
+            explain(model, x)
+        found = Counter()
+        for at in range(instants.count):
+            interrupted = Instants(FILES_OF_CHECKPOINTS, at)
+            try:
+                with interrupted:
+                    explain(model, x)
+            except KeyboardInterrupt:
+                pass
+            found.update((interrupted.where, what) for what in left(model))
+            remove_saving_hooks()
+        return found
+
+    plain = leaving(without_lrphooks)
+    assert {what for _, what in plain} == {"hooks on saved tensors"}
+    assert leaving(CHECKPOINTED_WAYS[name]) == plain
 
 
 def test_instants_are_found_where_an_interrupt_does_harm():

@@ -103,6 +103,10 @@ current_backward_pass: Callable[[], int] = _needed("_C._current_graph_task_id")
 OutOfSight: Callable[[], AbstractContextManager[None]] = _needed("_C.DisableTorchFunction")
 #: The pair of hooks on saved tensors that is in force, or None; the argument is whether to answer while tracing too.
 top_saved_tensors_hooks: Callable[[bool], Any] = _needed("_C._autograd._top_saved_tensors_default_hooks")
+push_saved_tensors_hooks: Callable[[Callable[[Tensor], Any], Callable[[Any], Tensor]], None] = _needed(
+    "_C._autograd._push_saved_tensors_default_hooks"
+)
+pop_saved_tensors_hooks: Callable[[], None] = _needed("_C._autograd._pop_saved_tensors_default_hooks")
 #: Switches gradients on or off for this thread, unseen by function modes.
 set_gradients: Callable[[bool], None] = _needed("_C._set_grad_enabled")
 #: The function modes that this thread is in, outermost first.

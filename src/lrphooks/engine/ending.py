@@ -15,8 +15,15 @@ from contextlib import _GeneratorContextManager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
-from lrphooks.torch_private import POPS_A_MODE, set_gradients
+from lrphooks.torch_private import (
+    POPS_A_MODE,
+    pop_saved_tensors_hooks,
+    push_saved_tensors_hooks,
+    set_gradients,
+    top_saved_tensors_hooks,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -90,6 +97,32 @@ def gradients(*, enabled: bool) -> Generator[None, None, None]:
         yield
     finally:
         set_gradients(before)
+
+
+@interruptible
+def saving_tensors_themselves() -> Generator[None, None, None]:
+    """Keep hooks on saved tensors, those of a checkpoint for instance, from the tensors that nodes save in a block.
+
+    torch's own ``saved_tensors_hooks`` would stay in force for good where an interrupt comes as it begins or ends.
+    """
+
+    def itself(tensor: Tensor) -> Tensor:
+        return tensor
+
+    def end() -> None:
+        hooks = top_saved_tensors_hooks(True)
+        if hooks is not None and hooks[0] is itself:
+            pop_saved_tensors_hooks()
+
+    try:
+        push_saved_tensors_hooks(itself, itself)
+        yield
+    finally:
+        try:
+            end()
+        finally:
+            # Again, in case that it was interrupted.
+            end()
 
 
 _MANAGED = tuple(getattr(_GeneratorContextManager, name).__code__ for name in ("__enter__", "__exit__"))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lrphooks.engine import facts
+from lrphooks.engine.ending import saving_tensors_themselves
 from lrphooks.engine.filter_node import FilterNode
 from lrphooks.engine.rule_node import GuardNode, RuleNode
 from lrphooks.layers.layer import Layer, WeightForm
@@ -193,7 +194,7 @@ class LayerCall:
         """
         if saving_hooks() == self.hooks:
             return nullcontext()
-        return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+        return saving_tensors_themselves()
 
     def parameters(self, tensors: tuple[Tensor | None, ...], *, cached: bool) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias, a BatchNorm merged into them."""
@@ -230,10 +231,6 @@ class LayerCall:
 def saving_hooks() -> Any:
     """Return the hooks on saved tensors that are in force, to be compared with those of another time."""
     return top_saved_tensors_hooks(True)
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def modified_weight(weight: Tensor, form: WeightForm, parameter: float) -> Tensor:
