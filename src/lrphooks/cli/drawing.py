@@ -44,7 +44,7 @@ def draw_methods(
                 model.show(x),
                 explanation.relevance[0],
                 title=title if index == 0 else "",
-                captions=("input", f"relevance, {method}"),
+                captions=("input", method),
                 percentile=model.percentile,
             )
             for index, (explanation, method) in enumerate(zip(explanations, methods, strict=True))
