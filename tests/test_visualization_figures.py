@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import matplotlib as mpl
 import numpy as np
@@ -66,10 +67,26 @@ def test_nothing_global_is_changed():
     assert mpl.rcParams._get("backend") == backend
 
 
-def test_the_settings_of_a_dark_style_leave_it_readable():
-    drawn = grid([RELEVANCE], titles=["caption"], title="title")
-    with mpl.rc_context({"text.color": "white", "axes.facecolor": "black", "figure.facecolor": "black"}):
-        assert grid([RELEVANCE], titles=["caption"], title="title") == drawn
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"text.color": "white", "axes.facecolor": "black", "figure.facecolor": "black", "axes.edgecolor": "white"},
+        {"image.origin": "lower", "image.aspect": "auto", "image.interpolation": "bilinear", "figure.dpi": 200},
+        {"text.usetex": True, "axes.grid": True, "figure.autolayout": True},
+    ],
+)
+def test_the_settings_of_a_user_change_no_grid(settings):
+    panels = [RELEVANCE * 1e-9, PICTURE, RELEVANCE[:4]]
+    draw = partial(grid, panels, titles=["a", "b_c", ""], title="title", shared_scale=False, percentile=90)
+    drawn = draw()
+    with mpl.rc_context(settings):
+        assert draw() == drawn
+
+
+def test_the_settings_of_a_dark_style_leave_curves_readable():
+    drawn = curves(RELEVANCE, RELEVANCE, title="title", unit="s")
+    with mpl.rc_context({"text.color": "white", "axes.facecolor": "black", "lines.linestyle": "--"}):
+        assert curves(RELEVANCE, RELEVANCE, title="title", unit="s") == drawn
 
 
 def test_threads_draw_the_same():

@@ -90,6 +90,10 @@ def test_an_empty_place_is_left_empty():
     first, second = panels_of(drawn)
     assert second[0] > first[2]
     assert second[1] > first[3]
+    # A title may stand there all the same, as that of a row.
+    titled = pixels(grid([[one, None], [None, two]], titles=[["", ""], ["row", ""]], side=40))
+    first, second = panels_of(titled)
+    assert (titled[first[3] + 2 : second[1], : first[2]].min(axis=2) < 150).any()
 
 
 def test_shared_scale_is_equal_over_panels_and_own_scale_fills_each():

@@ -64,7 +64,8 @@ def subplots(
     bottoms = [top + height + row * (height + above + GAP) for row in range(rows)]
     down = bottoms[-1] + below
     # Rounding may not take a pixel away, or below give one.
-    figure = part("figure").Figure(((across + 1e-6) / _DPI, (down + 1e-6) / _DPI), _DPI, facecolor="white")
+    inches = (across + 1e-6) / _DPI, (down + 1e-6) / _DPI
+    figure = part("figure").Figure(inches, _DPI, facecolor="white", layout="none")
     places = [[(x / across, 1 - y / down) for x in lefts] for y in bottoms]
     inner = (width - 1e-3) / across, (height - 1e-3) / down
     axes = np.array([[figure.add_axes((*place, *inner)) for place in row] for row in places])
@@ -97,8 +98,9 @@ def bar(figure: Any, paint: Paint, axis: Any, size: tuple[int, int]) -> None:
     corner, tall = axis.get_position(original=True), max(size[1], BAR_HEIGHT)
     place = figure.add_axes((corner.x0 + (size[0] + 14) / across, corner.y1 - tall / down, 14 / across, tall / down))
     drawn = figure.colorbar(painted, cax=place, extend=_EXTEND[paint.beyond], extendfrac=10 / tall)
-    drawn.set_ticks(list(paint.numbers), labels=list(paint.numbers.values()))
+    drawn.set_ticks(list(paint.numbers), labels=list(paint.numbers.values()), parse_math=False, usetex=False)
     drawn.outline.set(edgecolor=hexadecimal(FRAME), linewidth=1)
+    place.grid(visible=False)
     place.tick_params(color=hexadecimal(GREY), labelcolor=hexadecimal(INK), labelsize=NUMBERS.size)
 
 

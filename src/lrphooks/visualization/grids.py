@@ -96,14 +96,14 @@ def grid(
     beside[-1] = bar_width([shared]) if shared is not None else beside[-1]
     figure, axes = subplots(len(rows), beside, size, title, above=max(lines) * CAPTION.height)
     for axis in axes.flat:
-        axis.set_visible(False)
+        axis.set_axis_off()
     for row in zip(axes, images, captions, paints, strict=True):
         for axis, image, caption, paint in zip(*row, strict=False):
+            text, how = lettered(caption, CAPTION, longest if image is None else image.width, 2)
+            axis.set_title(text, loc="left", **how)
             if image is not None:
-                axis.set_visible(True)
-                axis.imshow(image, interpolation="nearest")
-                text, how = lettered(caption, CAPTION, image.width, 2)
-                axis.set_title(text, loc="left", **how)
+                axis.set_axis_on()
+                axis.imshow(image, interpolation="nearest", origin="upper", aspect="equal")
                 if paint is not None and shared is None:
                     bar(figure, paint, axis, image.size)
     if shared is not None:

@@ -113,7 +113,7 @@ def _draw(axes: Any, signal: Floats, paint: Paint, values: Floats, size: tuple[i
     axes.imshow(paint(values)[None], extent=limits, aspect="auto", interpolation="nearest")
     # A dense curve is an area: the colours must be seen through it.
     alpha = 0.4 if count > 4 * width else 1.0
-    (line,) = axes.plot(x, shown, color=hexadecimal(INK), linewidth=1.6, alpha=alpha)
+    (line,) = axes.plot(x, shown, color=hexadecimal(INK), linewidth=1.6, linestyle="-", alpha=alpha)
     line.set_path_effects([part("patheffects").withStroke(linewidth=4, foreground="white", alpha=alpha)])
     line.set(marker="o" if count == 1 else "", solid_joinstyle="round")
     axes.set(xlim=limits[:2], ylim=limits[2:])
