@@ -58,6 +58,19 @@ def test_without_matplotlib_pictures_are_drawn_and_figures_name_the_extra(monkey
     assert "<img" not in page
 
 
+@pytest.mark.parametrize(
+    "command", [["explain"], ["explain", "--target", "7,2"], ["compare", "--composite", "AttnLRP"]]
+)
+def test_the_command_draws_without_matplotlib(command, tmp_path):
+    place = tmp_path / "drawn.png"
+    program(
+        "import sys; sys.modules['matplotlib'] = None\n"
+        f"from lrphooks.cli import main; sys.exit(main({[*command, '--output', str(place)]}))"
+    )
+    with Image.open(place) as drawn:
+        assert min(drawn.size) > 240
+
+
 def test_nothing_global_is_changed():
     # `mpl.rcParams["backend"]` would choose one.
     before, backend = dict(mpl.rcParams), mpl.rcParams._get("backend")

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from lrphooks.visualization.arrays import Floats, Picture, Relevance, floats, image_floats, to_picture
+from lrphooks.visualization.arrays import Floats, Picture, Relevance, floats, to_picture
 from lrphooks.visualization.figures import BAR_HEIGHT, CAPTION, bar, bar_width, lettered, picture, subplots
 from lrphooks.visualization.image import SIDE, laid_over
 from lrphooks.visualization.lettering import wrapped
 from lrphooks.visualization.panels import drawn_at, panel_side
-from lrphooks.visualization.scale import POOLINGS, Paint, Style
+from lrphooks.visualization.scale import Paint, Style, pool
 
 
 @final
@@ -124,10 +124,10 @@ def _content(panel: Panel, style: Style) -> _Content:
     if panel is None:
         return None, None
     if isinstance(panel, Overlay):
-        return to_picture(panel.picture), POOLINGS[style.pooling](image_floats(panel.relevance), 0)
+        return to_picture(panel.picture), pool(panel.relevance, style.pooling)
     if isinstance(panel, Image.Image) or _is_bytes(panel):
         return to_picture(panel), None
-    return None, POOLINGS[style.pooling](image_floats(panel), 0)
+    return None, pool(panel, style.pooling)
 
 
 def _rows(panels: Any, columns: int | None) -> tuple[list[list[Panel]], bool]:

@@ -12,7 +12,7 @@ from lrphooks.visualization.arrays import Floats, Picture, Relevance, image_floa
 from lrphooks.visualization.bar import FRAME, bar
 from lrphooks.visualization.image import SIDE
 from lrphooks.visualization.lettering import GREY, INK, Lettering, wrapped
-from lrphooks.visualization.scale import POOLINGS, Paint, Style
+from lrphooks.visualization.scale import Paint, Style, pool
 
 MARGIN, GAP = 20, 16
 TITLE, CAPTION = Lettering(22), Lettering(16)
@@ -61,7 +61,7 @@ def side_by_side(
             "like its input."
         )
     style = Style(pooling, percentile, limit, colours)
-    pooled = POOLINGS[style.pooling](values, 0)
+    pooled = pool(values, pooling)
     paint = style.paint([pooled])
     longest = panel_side(max(shown.size), side)
     return in_a_row([drawn_at(one, longest, paint) for one in (shown, pooled)], captions, paint, title)
