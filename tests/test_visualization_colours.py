@@ -110,7 +110,7 @@ def test_colour_maps_of_matplotlib(name, as_object):
 def test_matplotlib_is_asked_for_only_by_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert colour_map("fire").name == "fire"
-    with pytest.raises(ImportError, match=r"no colour map 'magma' here: there are red-blue, .*lrphooks\[matplotlib\]"):
+    with pytest.raises(ImportError, match=r"no colour map 'magma' here: there are red-blue, .*lrphooks\[plot\]"):
         colour_map("magma")
 
 

@@ -73,7 +73,7 @@ class Explanation:
     def picture(self, *, title: str = "", most: int = 4) -> Image | None:
         """Return the inputs beside their relevance, as :func:`lrphooks.visualization.picture_of` draws them.
 
-        None where they are neither images, (B, C, H, W), nor signals, (B, C, T).
+        None where they are neither images, (B, C, H, W), nor signals, (B, C, T). Signals need the extra ``plot``.
         """
         return visualization.picture_of(self.inputs, self.relevance, title=title, most=most)
 
@@ -92,7 +92,12 @@ class Explanation:
             summary["recorded"] = ", ".join(self.recorded)
         if self.parameters:
             summary["parameters"] = f"{len(self.parameters)} tensors"
-        return visualization.html_of(summary, self.picture())
+        picture = None
+        try:
+            picture = self.picture()
+        except ImportError as error:
+            summary["picture"] = str(error)
+        return visualization.html_of(summary, picture)
 
 
 def lrp(

@@ -59,8 +59,8 @@ def _run(options: argparse.Namespace) -> int:
 COMMAND = Command(
     "compare",
     help="draw the relevance of one picture by several composites",
-    description="Explain one class of one picture by several composites, and draw them side by side as one PNG, each "
-    "on a scale of its own.",
+    description="Explain one class of one picture by several composites, and draw them one below the other as one "
+    "PNG, each on a scale of its own.",
     arguments=_arguments,
     run=_run,
 )

@@ -9,26 +9,26 @@ from torch import Tensor
 
 from lrphooks.cli.explaining import Explanation
 from lrphooks.models import PictureModel
-from lrphooks.visualization import grid, side_by_side
+from lrphooks.visualization import pool, side_by_side
+from lrphooks.visualization.panels import stacked
+from lrphooks.visualization.scale import Style
 
 
 def draw(model: PictureModel, x: Tensor, explanation: Explanation, method: str) -> Image.Image:
     """Draw what the network saw, shape (1, C, H, W), beside the relevance of each explained class, on one scale."""
-    shown = model.show(x)
-    names = [f"{each.name}, f(x) = {each.output:.4g}" for each in explanation.explained]
-    if len(names) == 1:
-        return side_by_side(
-            shown,
-            explanation.relevance[0],
-            title=f"explained: {names[0]}",
-            captions=("input", f"relevance, {method}"),
-            percentile=model.percentile,
-        )
-    return grid(
-        [shown, *explanation.relevance],
-        titles=["input", *names],
-        title=f"relevance, {method}",
-        percentile=model.percentile,
+    style = Style(percentile=model.percentile)
+    limit = style.paint([pool(relevance) for relevance in explanation.relevance]).limit
+    return stacked(
+        [
+            side_by_side(
+                model.show(x),
+                relevance,
+                title=f"explained: {each.name}, f(x) = {each.output:.4g}",
+                captions=("input", f"relevance, {method}"),
+                limit=limit or None,
+            )
+            for each, relevance in zip(explanation.explained, explanation.relevance, strict=True)
+        ]
     )
 
 
@@ -37,10 +37,16 @@ def draw_methods(
 ) -> Image.Image:
     """Draw what the network saw beside the relevance of one class by several methods, each on a scale of its own."""
     explained = explanations[0].explained[0]
-    return grid(
-        [model.show(x), *(explanation.relevance[0] for explanation in explanations)],
-        titles=["input", *methods],
-        title=f"explained: {explained.name}, f(x) = {explained.output:.4g}",
-        shared_scale=False,
-        percentile=model.percentile,
+    title = f"explained: {explained.name}, f(x) = {explained.output:.4g}"
+    return stacked(
+        [
+            side_by_side(
+                model.show(x),
+                explanation.relevance[0],
+                title=title if index == 0 else "",
+                captions=("input", method),
+                percentile=model.percentile,
+            )
+            for index, (explanation, method) in enumerate(zip(explanations, methods, strict=True))
+        ]
     )

@@ -57,7 +57,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="where each result is kept as it comes, a line of JSON, so that a stopped run goes on where it was; "
         f"default: {RESULTS}",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves there; needs lrphooks[matplotlib]")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves there; needs lrphooks[plot]")
     parser.add_argument("--json", action="store_true", help="print the table as JSON, and nothing else")
     arguments.add_model(parser)
 
@@ -121,7 +121,7 @@ class Kept:
 
 def _run(options: argparse.Namespace) -> int:
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib. Install the extra: pip install 'lrphooks[matplotlib]'")
+        raise UsageError("--plot needs matplotlib. Install the extra: pip install 'lrphooks[plot]'")
     found = inputs.find(options.pictures)
     kept = Kept.of(options.results)
     model = arguments.model_of(options)
@@ -265,12 +265,10 @@ def _print(results: dict[str, Result], model: PictureModel, options: argparse.Na
 
 
 def _plot(results: dict[str, Result], path: Path) -> None:
-    import matplotlib as mpl  # noqa: PLC0415  an extra
+    from matplotlib.figure import Figure  # noqa: PLC0415  an extra
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt  # noqa: PLC0415  an extra
-
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
     for text, result in sorted(results.items(), key=lambda pair: -pair[1].mean):
         assert result.curve is not None
         assert result.at is not None
@@ -288,8 +286,6 @@ def _plot(results: dict[str, Result], path: Path) -> None:
         figure.savefig(content, dpi=120, format=path.suffix[1:])
     except (OSError, ValueError) as error:
         raise CommandError(f"the plot could not be written: {error}. Choose another place with --plot.") from error
-    finally:
-        plt.close(figure)
     files.write(path, content.getvalue(), "the plot", "--plot")
 
 

@@ -6,9 +6,10 @@ Everything takes tensors (of any device and precision) and arrays, and returns P
 
 from lrphooks.visualization.arrays import to_picture
 from lrphooks.visualization.colours import MAPS, ColourMap
+from lrphooks.visualization.grids import Overlay, grid
 from lrphooks.visualization.image import heatmap, heatmaps, overlay
 from lrphooks.visualization.notebook import html_of, picture_of, png_of
-from lrphooks.visualization.panels import Overlay, grid, side_by_side
+from lrphooks.visualization.panels import side_by_side
 from lrphooks.visualization.scale import POOLINGS, pool
 from lrphooks.visualization.signal import curves
 from lrphooks.visualization.text import Text, highlight

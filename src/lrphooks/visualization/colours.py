@@ -169,7 +169,7 @@ def _named_by_matplotlib(name: str) -> Any:
     except ImportError as error:
         raise ImportError(
             f"there is no colour map {name!r} here: there are {', '.join(MAPS)}. matplotlib has more, but could not "
-            f"be imported ({error}): pip install 'lrphooks[matplotlib]'"
+            f"be imported ({error}): pip install 'lrphooks[plot]'"
         ) from error
     if name not in known:
         raise ValueError(f"there is no colour map {name!r}, neither here ({', '.join(MAPS)}) nor in matplotlib.")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lrphooks.visualization.arrays import Floats, Picture, Relevance, batch_floats, image_floats, resized, to_picture
-from lrphooks.visualization.scale import POOLINGS, Paint, Style
+from lrphooks.visualization.arrays import Floats, Picture, Relevance, batch_floats, resized, to_picture
+from lrphooks.visualization.scale import POOLINGS, Paint, Style, pool
 
 SIDE = 240
 # A picture under an overlay is drawn in the greys from here to white, so that dark colours can be seen on it.
@@ -44,7 +44,7 @@ def heatmap(
 
     """
     style = Style(pooling, percentile, limit, colours)
-    pooled = _pooled(relevance, style)
+    pooled = pool(relevance, pooling)
     return enlarged(style.paint([pooled]).image(pooled), side)
 
 
@@ -112,7 +112,7 @@ def overlay(
 
     """
     style = Style(pooling, percentile, limit, colours)
-    pooled = _pooled(relevance, style)
+    pooled = pool(relevance, pooling)
     return enlarged(laid_over(to_picture(picture), pooled, style.paint([pooled]), box, saturation), side)
 
 
@@ -150,10 +150,6 @@ def enlarged(picture: Image.Image, side: int) -> Image.Image:
         raise ValueError(f"side must be at least 1 pixel, not {side}")
     factor = max(1, math.ceil(side / max(picture.size)))
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-
-
-def _pooled(relevance: Relevance, style: Style) -> Floats:
-    return POOLINGS[style.pooling](image_floats(relevance), 0)
 
 
 def _check_shape(size: tuple[int, int], pooled: Floats) -> None:

@@ -1,47 +1,45 @@
-"""Letters in pictures: lines of text in the first font that has their glyphs, numbers as they are typeset."""
+"""Letters: numbers as they are typeset, lines that fit, and fonts of Pillow that have the letters."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
+import re
+import textwrap
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import final
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont
 
 from lrphooks.visualization.colours import Colour
 
 INK: Colour = (38, 38, 38)
 GREY: Colour = (105, 105, 105)
-ELLIPSIS = "…"
 MINUS = "−"
 
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_RAISE = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 # Where Pillow's own font lacks a glyph (it has ASCII and little more), these are looked for, in this order.
 _FALLBACKS = (
-    "DejaVuSans.ttf",
-    "NotoSans-Regular.ttf",
-    "LiberationSans-Regular.ttf",
-    "segoeui.ttf",
-    "Arial Unicode.ttf",
-    "Arial.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "msyh.ttc",
-    "PingFang.ttc",
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "segoeui.ttf", "Arial Unicode.ttf"),
+    *("Arial.ttf", "NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc"),
 )
-_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789−", strict=True))
 
 
 @final
 @dataclass(frozen=True)
 class Lettering:
-    """Text of one size, in pixels."""
+    """Text of one size, in pixels.
+
+    own: whether Pillow's own font, which comes first, may be taken: it is no file that others could read.
+    """
 
     size: int
+    own: bool = True
 
     @property
     def height(self) -> int:
@@ -50,75 +48,32 @@ class Lettering:
 
     def width(self, text: str) -> float:
         """Return the width of a line."""
-        return sum(run.width for run in self._runs(text))
+        return sum(font.getlength(piece) for piece, font, _ in self._runs(text))
 
     def draw(self, draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, fill: Colour = INK) -> None:
         """Draw a line; ``place`` is its left end, halfway up a capital letter."""
         x, y = place
         # The baseline lies on whole pixels, for sharp letters.
         baseline = round(y + 0.36 * self.size)
-        for run in self._runs(text):
-            if run.text == MINUS:
-                _draw_minus(draw, x, baseline - run.rise, run, fill)
+        for piece, font, rise in self._runs(text):
+            draw.text((x, baseline - rise), piece, fill=fill, font=font, anchor="ls")
+            x += font.getlength(piece)
+
+    def font(self, text: str) -> tuple[str, str]:
+        """Return the file of the first font that has the most of a line, and the line as it can be drawn in it."""
+        return _best(text, own=self.own)
+
+    def _runs(self, text: str) -> Iterator[tuple[str, ImageFont.FreeTypeFont, int]]:
+        """Cut a line into pieces with their rise: Pillow's own font has no exponents, and as a minus an underscore."""
+        file, line = self.font(text)
+        for piece in re.split(f"({MINUS}|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)", line):
+            raised = piece.translate(_RAISED)
+            if piece == MINUS:
+                yield "_", _font(file, self.size), round(0.36 * self.size)
+            elif raised != piece:
+                yield raised, _font(file, round(0.68 * self.size)), round(0.38 * self.size)
             else:
-                draw.text((x, baseline - run.rise), run.text, fill=fill, font=run.font, anchor="ls")
-            x += run.width
-
-    def shortened(self, text: str, width: float) -> str:
-        """Return the text, cut with an ellipsis where it is wider than ``width``."""
-        if self.width(text) <= width:
-            return text
-        end = len(text)
-        while end and self.width(text[:end].rstrip() + ELLIPSIS) > width:
-            end -= 1
-        return text[:end].rstrip() + ELLIPSIS
-
-    def wrapped(self, text: str, width: float, lines: int) -> list[str]:
-        """Break a text at spaces into at most so many lines no wider than ``width``; what is left over is cut."""
-        result: list[str] = []
-        for paragraph in text.splitlines():
-            result.append("")
-            for word in paragraph.split():
-                longer = f"{result[-1]} {word}".lstrip()
-                if result[-1] and self.width(longer) > width:
-                    result.append(word)
-                else:
-                    result[-1] = longer
-        if len(result) > lines:
-            result[lines - 1 :] = [" ".join(result[lines - 1 :])]
-        return [self.shortened(line, width) for line in result]
-
-    def _runs(self, text: str) -> Iterator[_Run]:
-        """Cut a line into pieces of one font each."""
-        piece = _Run("", _font(0, self.size), 0)
-        text = _drawable(text)
-        whole = _font_with(text)
-        for written in text:
-            character = _RAISED.get(written, written)
-            raised = character != written
-            size, rise = (round(0.68 * self.size), round(0.38 * self.size)) if raised else (self.size, 0)
-            font = _font(max(0, whole if whole >= 0 or character == MINUS else _font_with(character)), size)
-            if (font, rise) == (piece.font, piece.rise) and MINUS not in (character, piece.text):
-                piece = _Run(piece.text + character, font, rise)
-            else:
-                yield piece
-                piece = _Run(character, font, rise)
-        yield piece
-
-
-@final
-@dataclass(frozen=True)
-class _Run:
-    """A piece of a line in one font, ``rise`` pixels above the baseline."""
-
-    text: str
-    font: ImageFont.FreeTypeFont
-    rise: int
-
-    @property
-    def width(self) -> float:
-        """How far the line goes on behind it; a minus is as wide as a plus."""
-        return self.font.getlength("+" if self.text == MINUS else self.text)
+                yield piece, _font(file, self.size), 0
 
 
 def number(value: float, *, signed: bool = True) -> str:
@@ -130,26 +85,30 @@ def number(value: float, *, signed: bool = True) -> str:
     exponent = int(power)
     if -3 <= exponent <= 3:
         return sign + f"{float(f'{abs(value):.2e}'):.{max(0, 2 - exponent)}f}"
-    raised = {plain: raised for raised, plain in _RAISED.items()}
-    return f"{sign}{mantissa}·10" + "".join(raised[character] for character in str(exponent).replace("-", MINUS))
+    return f"{sign}{mantissa}·10{str(exponent).translate(_RAISE)}"
 
 
-def _draw_minus(draw: ImageDraw.ImageDraw, x: float, baseline: int, run: _Run, fill: Colour) -> None:
-    """Draw the horizontal bar of the font's plus: Pillow's own font has no minus."""
-    mask, (left, top) = run.font.getmask2("+", mode="L", anchor="ls")
-    plus = np.frombuffer(bytes(mask), dtype=np.uint8).reshape(mask.size[::-1])
-    inked = plus.sum(axis=1, dtype=np.int64)
-    (rows,) = np.nonzero(2 * inked > inked.max())
-    bar = Image.fromarray(plus[rows[0] : rows[-1] + 1])
-    draw.bitmap((round(x) + left, baseline + top + int(rows[0])), bar, fill=fill)
+def wrapped(text: str, width: float, lines: int, measure: Callable[[str], float]) -> list[str]:
+    """Break a text into at most so many lines no wider than ``width``; what is left over is cut."""
+    letters = max(1, min(len(text), int(width)))
+    while True:
+        broken = [line for paragraph in text.splitlines() for line in textwrap.wrap(paragraph, letters)]
+        if len(broken) > lines:
+            broken[lines - 1 :] = [" ".join(broken[lines - 1 :])[: letters - 1].rstrip() + "…"]
+        if letters == 1 or all(measure(line) <= width for line in broken):
+            return broken
+        letters = letters * 19 // 20
 
 
-def _drawable(text: str) -> str:
-    """Return a line of characters that some font has; others are written as their escapes, never as empty boxes."""
+@lru_cache(maxsize=4096)
+def _best(text: str, *, own: bool) -> tuple[str, str]:
     text = " ".join(unicodedata.normalize("NFC", text).split())
-    return "".join(
+    files = _font_files() if own else _font_files()[1:] or ("",)
+    file = max(files, key=lambda file: sum(_has(file, character) for character in set(text)))
+    # What no font has is written as its escape, never as an empty box.
+    return file, "".join(
         character
-        if character in _RAISED or character == MINUS or (character.isprintable() and _font_with(character) >= 0)
+        if character.isprintable() and _has(file, character)
         else character.encode("ascii", "backslashreplace").decode("ascii")
         if ord(character) > 127
         else repr(character)[1:-1]
@@ -157,24 +116,17 @@ def _drawable(text: str) -> str:
     )
 
 
-def _font_with(text: str) -> int:
-    """Return the number of the first font that has all characters of a text; -1 if none has."""
-    characters = {_RAISED.get(character, character) for character in text} - {MINUS}
-    fonts = range(len(_font_files()))
-    return next((index for index in fonts if all(_has(index, character) for character in characters)), -1)
-
-
 @lru_cache(maxsize=4096)
-def _has(index: int, character: str) -> bool:
+def _has(file: str, character: str) -> bool:
     """Whether a font has a glyph: what no font has, a noncharacter, is drawn as its sign for missing glyphs."""
-    font = _font(index, 16)
-    missing, found = font.getmask("\U0010ffff"), font.getmask(character)
+    font = _font(file, 16)
+    shown = character.replace(MINUS, "_").translate(_RAISED)
+    missing, found = font.getmask("\U0010ffff"), font.getmask(shown)
     return (found.size, bytes(found)) != (missing.size, bytes(missing))
 
 
 @lru_cache(maxsize=64)
-def _font(index: int, size: int) -> ImageFont.FreeTypeFont:
-    file = _font_files()[index]
+def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font
@@ -182,18 +134,17 @@ def _font(index: int, size: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=1)
 def _font_files() -> tuple[str, ...]:
-    """Return the fonts of this machine: Pillow's own (no file), and the fallbacks that are installed."""
-    found = [_installed(name) for name in _FALLBACKS]
+    """Return the fonts of this machine: Pillow's own (no file), matplotlib's, and the fallbacks that are there."""
+    found = []
     matplotlib = importlib.util.find_spec("matplotlib")
     if matplotlib is not None and matplotlib.origin is not None:
-        bundled = Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-        found.insert(1, str(bundled) if bundled.is_file() else "")
-    return ("", *filter(None, found))
+        found.append(str(Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"))
+    return "", *filter(None, map(_installed, (*found, *_FALLBACKS)))
 
 
-def _installed(name: str) -> str:
+def _installed(file: str) -> str:
     """Return where a font is, as Pillow finds it on this system; nothing if it is not there."""
     try:
-        return str(ImageFont.truetype(name, 16).path)
+        return str(ImageFont.truetype(file, 16).path)
     except OSError:
         return ""

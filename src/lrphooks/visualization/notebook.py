@@ -14,7 +14,8 @@ from torch import Tensor
 from lrphooks.visualization.arrays import Floats, floats, to_picture
 from lrphooks.visualization.image import SIDE
 from lrphooks.visualization.lettering import number
-from lrphooks.visualization.panels import grid
+from lrphooks.visualization.panels import drawn_at, in_a_row, panel_side, side_by_side, stacked
+from lrphooks.visualization.scale import Style, pool
 from lrphooks.visualization.signal import curves
 
 #: A signal has at most so many channels; (B, T, E) with more rows is taken for embedded text, and not drawn.
@@ -48,6 +49,8 @@ def picture_of(inputs: Any, relevance: Any, *, title: str = "", most: int = 4) -
     ------
     ValueError
         If the relevance is not finite.
+    ImportError
+        If there are signals, and matplotlib, the extra ``plot``, is not there.
 
     """
     inputs, relevance = (
@@ -60,10 +63,8 @@ def picture_of(inputs: Any, relevance: Any, *, title: str = "", most: int = 4) -
     if count > most:
         title = f"{title}, " * bool(title) + f"the first {most} of {count}"
     x, values = floats(inputs[:most], "input"), floats(relevance[:most])
-    if x.ndim == 4 and x.shape[1] in (1, 3):
-        return _images(x, values, title)
     if x.ndim == 4:
-        return grid(values, columns=1, shared_scale=False, title=title, percentile=PERCENTILE)
+        return _images(x, values, title)
     if x.ndim == 3 and x.shape[1] <= MOST_CHANNELS:
         return _signals(x, values, title)
     return None
@@ -98,24 +99,27 @@ def html_of(summary: Mapping[str, str], picture: Image.Image | None = None) -> s
 
 
 def _images(x: Floats, values: Floats, title: str) -> Image.Image:
-    rows, captions = [], []
-    for own, relevance in zip(x, values, strict=True):
-        low, high = float(own.min()), float(own.max())
-        image, caption = own, "input"
-        if low < 0.0 or high > 1.0:
-            caption = f"input, black {number(low, signed=False)}, white {number(high, signed=False)}"
-            image = (own - low) / ((high - low) or 1.0)
-        rows.append([to_picture(image), relevance])
-        captions.append([caption, "relevance"])
-    side = SIDE if len(rows) == 1 else SIDE // 2
-    return grid(rows, titles=captions, shared_scale=False, title=title, percentile=PERCENTILE, side=side)
+    side = SIDE if len(x) == 1 else SIDE // 2
+    return stacked(
+        [_image(*row, title if index == 0 else "", side) for index, row in enumerate(zip(x, values, strict=True))]
+    )
+
+
+def _image(x: Floats, values: Floats, title: str, side: int) -> Image.Image:
+    if len(x) not in (1, 3):
+        pooled = pool(values)
+        paint = Style(percentile=PERCENTILE).paint([pooled])
+        return in_a_row([drawn_at(pooled, panel_side(max(pooled.shape), side), paint)], [""], paint, title)
+    low, high = float(x.min()), float(x.max())
+    caption = "input"
+    if low < 0.0 or high > 1.0:
+        caption = f"input, black {number(low, signed=False)}, white {number(high, signed=False)}"
+        x = (x - low) / ((high - low) or 1.0)
+    captions = (caption, "relevance")
+    return side_by_side(to_picture(x), values, title=title, captions=captions, percentile=PERCENTILE, side=side)
 
 
 def _signals(x: Floats, values: Floats, title: str) -> Image.Image:
-    drawn = [curves(*row, title=title if index == 0 else "") for index, row in enumerate(zip(x, values, strict=True))]
-    canvas = Image.new("RGB", (max(one.width for one in drawn), sum(one.height for one in drawn)), "white")
-    y = 0
-    for one in drawn:
-        canvas.paste(one, (0, y))
-        y += one.height
-    return canvas
+    return stacked(
+        [curves(*row, title=title if index == 0 else "") for index, row in enumerate(zip(x, values, strict=True))]
+    )

@@ -1,41 +1,21 @@
-"""Several pictures in one: panels in rows, with titles and a colour bar."""
+"""A picture beside its relevance, with a line of text and a colour bar, as Pillow draws them by itself."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw
-from torch import Tensor
 
-from lrphooks.visualization.arrays import Floats, Picture, Relevance, floats, image_floats, resized, to_picture
-from lrphooks.visualization.bar import Bar
-from lrphooks.visualization.image import SIDE, laid_over
-from lrphooks.visualization.lettering import GREY, INK, Lettering
-from lrphooks.visualization.scale import POOLINGS, Paint, Style
+from lrphooks.visualization.arrays import Floats, Picture, Relevance, image_floats, resized, to_picture
+from lrphooks.visualization.bar import FRAME, bar
+from lrphooks.visualization.image import SIDE
+from lrphooks.visualization.lettering import GREY, INK, Lettering, wrapped
+from lrphooks.visualization.scale import Paint, Style, pool
 
-MARGIN = 20
-GAP = 16
-TITLE = Lettering(22)
-CAPTION = Lettering(16)
-CAPTION_LINES = 2
-_FRAME = (196, 196, 196)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Overlay:
-    """A panel of a grid: relevance over the picture that it explains, as :func:`overlay` draws it."""
-
-    picture: Picture
-    relevance: Relevance
-
-
-#: A picture, an array of bytes, relevance, an Overlay, or None. To a type checker, pictures and relevance are arrays.
-Panel: TypeAlias = Any
+MARGIN, GAP = 20, 16
+TITLE, CAPTION = Lettering(22), Lettering(16)
 
 
 def side_by_side(
@@ -60,7 +40,10 @@ def side_by_side(
         Its relevance, (C, H, W), (1, C, H, W) or (H, W). The numbers at the colour bar are relevance per pixel.
     title, captions
         What stands above all, and above each of the two.
-    pooling, percentile, limit, colours, side
+    side
+        The longer side of both is at least so long, in pixels, and at most twice that: small ones are enlarged by a
+        whole factor without smoothing, large ones are reduced smoothly.
+    pooling, percentile, limit, colours
         As for :func:`lrphooks.visualization.heatmap`.
 
     Raises
@@ -77,258 +60,63 @@ def side_by_side(
             f"{width} x {height}. Draw the picture that the model saw: cropped and resized "
             "like its input."
         )
-    return grid(
-        [[shown, values]],
-        titles=[captions],
-        title=title,
-        pooling=pooling,
-        percentile=percentile,
-        limit=limit,
-        colours=colours,
-        side=side,
-    )
-
-
-def grid(
-    panels: Sequence[Panel] | Relevance,
-    *,
-    titles: Sequence[str] | Sequence[Sequence[str]] | None = None,
-    columns: int | None = None,
-    shared_scale: bool = True,
-    title: str = "",
-    pooling: str = "sum",
-    percentile: float = 100.0,
-    limit: float | None = None,
-    colours: Any = None,
-    side: int = SIDE,
-) -> Image.Image:
-    """Draw many panels in rows, with titles, and with a colour bar for the relevance among them.
-
-    Parameters
-    ----------
-    panels
-        A batch of relevance, (N, C, H, W); or a sequence of panels; or a sequence of rows of panels. A panel is a
-        picture (PIL, or an array of bytes), the relevance of one image (any other array or tensor), an
-        :class:`Overlay`, or None for an empty place.
-    titles
-        What stands above each panel, in the form of ``panels``. A long one is broken into two lines, then cut.
-    columns
-        How many panels stand in a row, if ``panels`` has no rows of its own; by default about as many as there are
-        rows, at most 5.
-    shared_scale
-        Whether all relevance has one scale and one colour bar, so that colours can be compared between panels; else
-        each panel has its own.
-    title
-        What stands above all.
-    side
-        The longer side of each panel is at least so long, in pixels, and at most twice that: small ones are enlarged
-        by a whole factor without smoothing, large ones are reduced smoothly.
-    pooling, percentile, limit, colours
-        As for :func:`lrphooks.visualization.heatmap`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If there is no panel, titles do not match the panels, a panel is neither a picture nor the relevance of one
-        image, or as :func:`lrphooks.visualization.heatmap`.
-
-    """
     style = Style(pooling, percentile, limit, colours)
-    rows, in_rows = _rows(panels, columns)
-    captions = _captions(titles, rows, in_rows=in_rows)
-    contents = [[_Content.of(panel, style) for panel in row] for row in rows]
-    pooled = [content.pooled for row in contents for content in row if content.pooled is not None]
-    shared = style.paint(pooled) if shared_scale and pooled else None
-    longest = _display_side(contents, side)
-    cells = [
-        [_Cell.of(content, caption, longest, shared, style) for content, caption in zip(*row, strict=True)]
-        for row in zip(contents, captions, strict=True)
-    ]
-    return _arranged(cells, title, Bar(shared) if shared is not None else None)
+    pooled = pool(values, pooling)
+    paint = style.paint([pooled])
+    longest = panel_side(max(shown.size), side)
+    return in_a_row([drawn_at(one, longest, paint) for one in (shown, pooled)], captions, paint, title)
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Content:
-    """What a panel shows: a picture, pooled relevance, both for an overlay, or nothing."""
-
-    picture: Image.Image | None = None
-    pooled: Floats | None = None
-
-    @staticmethod
-    def of(panel: Panel, style: Style) -> _Content:
-        if panel is None:
-            return _Content()
-        if isinstance(panel, Overlay):
-            return _Content(to_picture(panel.picture), _pooled(panel.relevance, style))
-        if isinstance(panel, Image.Image) or _is_bytes(panel):
-            return _Content(to_picture(panel))
-        return _Content(pooled=_pooled(panel, style))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height."""
-        if self.picture is not None:
-            return self.picture.size
-        return (0, 0) if self.pooled is None else (self.pooled.shape[1], self.pooled.shape[0])
-
-    def drawn(self, longest: int, paint: Paint | None) -> Image.Image | None:
-        """Return the panel with its longer side of so many pixels."""
-        share = longest / max(1, *self.size)
-        size = (max(1, round(self.size[0] * share)), max(1, round(self.size[1] * share)))
-        if self.pooled is None or paint is None:
-            return None if self.picture is None else self.picture.resize(size, _resampling(share, _LANCZOS))
-        if self.picture is not None:
-            return laid_over(self.picture, self.pooled, paint).resize(size, _resampling(share, _LANCZOS))
-        return paint.image(resized(self.pooled, size, _resampling(share, Image.Resampling.BOX)))
-
-
-_LANCZOS = Image.Resampling.LANCZOS
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Cell:
-    """A panel as it is drawn, its lines of text above it, and its own colour bar beside it if it has one."""
-
-    image: Image.Image | None
-    caption: list[str]
-    bar: Bar | None
-
-    @staticmethod
-    def of(content: _Content, caption: str, longest: int, shared: Paint | None, style: Style) -> _Cell:
-        own = style.paint([content.pooled]) if content.pooled is not None and shared is None else None
-        image = content.drawn(longest, shared or own)
-        width = longest if image is None else image.width
-        return _Cell(image, CAPTION.wrapped(caption, width, CAPTION_LINES), None if own is None else Bar(own))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height, without the caption."""
-        width, height = (0, 0) if self.image is None else self.image.size
-        if self.bar is None:
-            return width, height
-        return width + self.bar.width, max(height, self.bar.least_height)
-
-
-def _arranged(cells: list[list[_Cell]], title: str, bar: Bar | None) -> Image.Image:
-    """Draw cells in columns as wide as their widest, in rows as high as their highest."""
-    widths = [max(row[column].size[0] for row in cells if column < len(row)) for column in range(max(map(len, cells)))]
-    heights = [max(cell.size[1] for cell in row) for row in cells]
-    lines = [max(len(cell.caption) for cell in row) for row in cells]
-    inner = sum(widths) + GAP * (len(widths) - 1) + (0 if bar is None else bar.width)
-    heading = TITLE.wrapped(title, max(inner, 2 * SIDE), 3) if title.strip() else []
-    width = max([inner, *(math.ceil(TITLE.width(line)) for line in heading)]) + 2 * MARGIN
-    above = [count * CAPTION.height + (6 if count else 0) for count in lines]
+def in_a_row(panels: Sequence[Image.Image], captions: Sequence[str], paint: Paint, title: str = "") -> Image.Image:
+    """Draw panels beside each other, each under its caption, with a colour bar behind them and a title above all."""
+    height = max(one.height for one in panels)
+    scale = bar(paint, height)
+    inner = sum(one.width + GAP for one in panels) - GAP + scale.width
+    heading = wrapped(title, max(inner, 2 * SIDE), 3, TITLE.width)
+    lines = [wrapped(text, one.width, 2, CAPTION.width) for text, one in zip(captions, panels, strict=True)]
     top = MARGIN + len(heading) * TITLE.height + (GAP // 2 if heading else 0)
-    height = sum(heights) + sum(above) + GAP * (len(cells) - 1)
-    tall = 0 if bar is None else max(heights[0], bar.least_height)
-    height = top + max(height, above[0] + tall) + MARGIN
-    canvas = Image.new("RGB", (width, height), "white")
+    bottom = top + max(map(len, lines)) * CAPTION.height + (6 if any(lines) else 0)
+    width = max([inner, *(math.ceil(TITLE.width(line)) for line in heading)]) + 2 * MARGIN
+    canvas = Image.new("RGB", (width, bottom + max(height, scale.height) + MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     for index, line in enumerate(heading):
         TITLE.draw(draw, (MARGIN, MARGIN + (index + 0.42) * TITLE.height), line, INK)
-    if bar is not None:
-        bar.draw(canvas, (width - MARGIN - bar.width, top + above[0]), tall)
-    y = top
-    for row, row_height, row_above, count in zip(cells, heights, above, lines, strict=True):
-        x = MARGIN
-        for cell, column_width in zip(row, widths, strict=False):
-            # The last line stands on the panel, whatever the number of lines.
-            for index, line in enumerate(reversed(cell.caption)):
-                CAPTION.draw(draw, (x, y + (count - index - 0.5) * CAPTION.height), line, GREY)
-            if cell.image is not None:
-                canvas.paste(cell.image, (x, y + row_above))
-                frame(draw, (x, y + row_above), cell.image.size)
-                if cell.bar is not None:
-                    tall = max(cell.image.height, cell.bar.least_height)
-                    cell.bar.draw(canvas, (x + cell.image.width, y + row_above), tall)
-            x += column_width + GAP
-        y += row_above + row_height + GAP
+    canvas.paste(scale, (MARGIN + inner - scale.width, bottom))
+    x = MARGIN
+    for one, texts in zip(panels, lines, strict=True):
+        for index, line in enumerate(texts):
+            CAPTION.draw(draw, (x, bottom - 6 + (index - len(texts) + 0.5) * CAPTION.height), line, GREY)
+        draw.rectangle((x - 1, bottom - 1, x + one.width, bottom + one.height), outline=FRAME)
+        canvas.paste(one, (x, bottom))
+        x += one.width + GAP
     return canvas
 
 
-def frame(draw: ImageDraw.ImageDraw, corner: tuple[int, int], size: tuple[int, int]) -> None:
-    """Draw a thin line around a panel: a white heatmap has no edge of its own."""
-    x, y = corner
-    draw.rectangle((x - 1, y - 1, x + size[0], y + size[1]), outline=_FRAME)
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures one below the other."""
+    canvas = Image.new("RGB", (max(one.width for one in pictures), sum(one.height for one in pictures)), "white")
+    y = 0
+    for one in pictures:
+        canvas.paste(one, (0, y))
+        y += one.height
+    return canvas
 
 
-def _rows(panels: Any, columns: int | None) -> tuple[list[list[Panel]], bool]:
-    """Return panels in rows, and whether they came so."""
-    if isinstance(panels, (Tensor, np.ndarray)) and not _is_bytes(panels):
-        values = floats(panels)
-        if values.ndim != 4:
-            raise ValueError(
-                f"an array of shape {values.shape} is no batch of relevance: a grid takes (N, C, H, W), or a list of "
-                "panels. Draw one image with heatmap."
-            )
-        panels = list(values)
-    if not isinstance(panels, Sequence) or isinstance(panels, str) or not panels:
-        raise ValueError(
-            f"a grid needs panels: a batch of relevance, a list of panels or a list of rows, not {panels!r}"
-        )
-    nested = [isinstance(row, (list, tuple)) and any(_is_panel(panel) for panel in row) for row in panels]
-    if any(nested) and not all(nested):
-        raise TypeError(
-            f"panels: number {nested.index(False)} is no row, but others are. Give rows only, or panels only."
-        )
-    if all(nested):
-        if columns is not None:
-            raise ValueError(f"columns={columns}, but the panels come in rows: give one flat list, or no columns.")
-        return [list(row) for row in panels], True
-    count = columns if columns is not None else min(5, math.ceil(math.sqrt(len(panels))))
-    if count < 1:
-        raise ValueError(f"columns must be at least 1, not {columns}")
-    return [list(panels[start : start + count]) for start in range(0, len(panels), count)], False
-
-
-def _captions(titles: Any, rows: list[list[Panel]], *, in_rows: bool) -> list[list[str]]:
-    """Return titles in rows as long as those of the panels."""
-    lengths = [len(row) for row in rows]
-    if titles is None:
-        return [[""] * length for length in lengths]
-    given = [[row] if isinstance(row, str) else list(row) for row in titles]
-    flat = [text for row in given for text in row]
-    matches = [len(row) for row in given] == (lengths if in_rows else [1] * sum(lengths))
-    if not matches or any(isinstance(row, str) == in_rows for row in titles):
-        raise ValueError(
-            f"{len(flat)} titles for {sum(lengths)} panels: give one for each panel, in rows if the panels are in "
-            "rows, '' where there is nothing to say."
-        )
-    following = iter(flat)
-    return [[next(following) for _ in row] for row in rows]
-
-
-def _display_side(contents: list[list[_Content]], side: int) -> int:
-    """Return the longer side of all panels: a multiple of the largest relevance, or else of the largest picture."""
+def panel_side(longest: int, side: int) -> int:
+    """Return the length that a side is drawn with: a multiple of its own, at least ``side`` and at most twice that."""
     if side < 1:
         raise ValueError(f"side must be at least 1 pixel, not {side}")
-    every = [content for row in contents for content in row]
-    longest = max(
-        [max(content.size) for content in every if content.pooled is not None and content.picture is None]
-        or [max(content.size) for content in every]
-    )
-    if longest == 0:
-        raise ValueError("a grid needs at least one panel that is not None.")
-    return min(longest * math.ceil(side / longest), 2 * side)
+    return min(longest * -(-side // longest), 2 * side)
 
 
-def _pooled(relevance: Any, style: Style) -> Floats:
-    return POOLINGS[style.pooling](image_floats(relevance), 0)
-
-
-def _is_bytes(panel: Any) -> bool:
-    return (isinstance(panel, np.ndarray) and panel.dtype == np.uint8) or (
-        isinstance(panel, Tensor) and str(panel.dtype) == "torch.uint8"
-    )
-
-
-def _is_panel(panel: Any) -> bool:
-    return panel is None or isinstance(panel, (Image.Image, Tensor, np.ndarray, Overlay))
-
-
-def _resampling(share: float, smooth: Image.Resampling) -> Image.Resampling:
-    """Enlarged pixels keep their edges; reduced ones are averaged."""
-    whole = share >= 1.0 and (share >= 2.0 or share == 1.0)
-    return Image.Resampling.NEAREST if whole else smooth
+def drawn_at(shown: Image.Image | Floats, longest: int, paint: Paint | None) -> Image.Image:
+    """Return a picture, or (H, W) relevance in its colours, with its longer side of so many pixels."""
+    size = shown.size if isinstance(shown, Image.Image) else shown.shape[::-1]
+    share = longest / max(size)
+    goal = max(1, round(size[0] * share)), max(1, round(size[1] * share))
+    # Enlarged pixels keep their edges; reduced ones are averaged.
+    smooth = share < 2.0 and share != 1.0
+    if isinstance(shown, Image.Image):
+        return shown.resize(goal, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
+    assert paint is not None
+    return paint.image(resized(shown, goal, Image.Resampling.BOX if smooth else Image.Resampling.NEAREST))

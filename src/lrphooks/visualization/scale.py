@@ -14,6 +14,7 @@ from PIL import Image
 
 from lrphooks.visualization.arrays import Floats, Relevance, image_floats
 from lrphooks.visualization.colours import ColourMap, colour_map
+from lrphooks.visualization.lettering import number
 
 #: How several channels become one value.
 POOLINGS: Mapping[str, Callable[[Floats, int], Floats]] = MappingProxyType(
@@ -42,6 +43,23 @@ class Paint:
     colours: ColourMap
     limit: float
     seen: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def lowest(self) -> float:
+        """The least share of the limit that has a colour."""
+        return -1.0 if self.colours.diverging else 0.0
+
+    @property
+    def numbers(self) -> dict[float, str]:
+        """What stands beside a colour bar, by the share of the limit."""
+        shares = (1.0, 0.0, -1.0) if self.colours.diverging else (1.0, 0.0)
+        kept = [share for share in shares if self.limit > 0.0 or share == 0.0]
+        return {share: number(share * self.limit, signed=self.colours.diverging) for share in kept}
+
+    @property
+    def beyond(self) -> tuple[bool, bool]:
+        """Whether values were seen beyond the lower and the upper end."""
+        return self.seen[0] < -self.limit, self.seen[1] > self.limit
 
     def shares(self, values: ArrayLike) -> Floats:
         """Return values as shares of the limit, at most 1 in size; all 0 if the limit is."""

@@ -1,26 +1,33 @@
-"""Relevance of signals: curves over the colours of their relevance."""
+"""Relevance of signals, drawn by matplotlib: curves over the colours of their relevance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from lrphooks.visualization.arrays import Floats, Relevance, floats
-from lrphooks.visualization.bar import Bar
-from lrphooks.visualization.lettering import GREY, INK, MINUS, Lettering, number
-from lrphooks.visualization.panels import CAPTION, GAP, MARGIN, TITLE, frame
+from lrphooks.visualization.figures import (
+    CAPTION,
+    NUMBERS,
+    bar,
+    bar_width,
+    hexadecimal,
+    lettered,
+    part,
+    picture,
+    subplots,
+)
+from lrphooks.visualization.lettering import GREY, INK
+from lrphooks.visualization.panels import MARGIN
 from lrphooks.visualization.scale import Paint, Style
 
-NUMBERS = Lettering(14)
-_TICK = 4
-# Curves are drawn larger and reduced, for smooth edges.
-_FINE = 3
+# The least height, and the room for numbers on the left.
+_LEAST, _LEFT = 36, 72
 
 
 def curves(
@@ -63,6 +70,8 @@ def curves(
     ValueError
         If signal and relevance differ in shape, are no signal or not finite, there is not a name for each channel, or
         an argument is out of range.
+    ImportError
+        If matplotlib, the extra ``plot``, is not there.
 
     """
     values, shown = _channels(relevance, "relevance"), _channels(signal, "signal")
@@ -70,126 +79,49 @@ def curves(
         raise ValueError(f"a signal of shape {shown.shape} and relevance of shape {values.shape} do not match.")
     if names is not None and (isinstance(names, str) or len(names) != len(values)):
         raise ValueError(f"names {names!r} for {len(values)} channels: give a list with one for each.")
-    if not 0.0 < rate < math.inf or min(size) < 2 * NUMBERS.height:
+    if not 0.0 < rate < math.inf or min(size) < _LEAST:
         raise ValueError(
-            f"rate={rate}, size={size}: the rate must be above 0, and width and height at least "
-            f"{2 * NUMBERS.height} pixels."
+            f"rate={rate}, size={size}: the rate must be above 0, and width and height at least {_LEAST} pixels."
         )
     paint = Style("sum", percentile, limit, colours).paint([values])
-    return _stacked(shown, values, names, title, paint, size, _Axis(0.0, shown.shape[1] / rate, unit))
+    above = CAPTION.height + 14 if names else 0
+    below = 2 * MARGIN + (CAPTION.height if unit else 0)
+    figure, axes = subplots(len(shown), [bar_width([paint])], size, title, above=above, left=_LEFT, below=below)
+    for axis, channel, own, name in zip(axes[:, 0], shown, values, names or [""] * len(shown), strict=True):
+        _draw(axis, channel, paint, own, size, rate)
+        text, how = lettered(name, CAPTION, size[0], 1)
+        axis.set_title(text, loc="left", **how)
+        axis.tick_params(labelbottom=axis is axes[-1, 0], bottom=axis is axes[-1, 0])
+    text, how = lettered(unit, CAPTION, size[0], 1)
+    axes[-1, 0].set_xlabel(text, **how)
+    bar(figure, paint, axes[0, 0], size)
+    return picture(figure)
 
 
-def _stacked(
-    signal: Floats,
-    values: Floats,
-    names: Sequence[str] | None,
-    title: str,
-    paint: Paint,
-    size: tuple[int, int],
-    axis: _Axis,
-) -> Image.Image:
-    """Draw channels in rows of one width, with the axes' numbers on the left and below, and the colour bar."""
-    width, height = size
-    bar = Bar(paint)
-    heights = [_Axis(*_padded(channel)) for channel in signal]
-    labels = [own.ticks(max(1, height // 30)) for own in heights]
-    left = MARGIN + math.ceil(max((NUMBERS.width(text) for row in labels for _, text in row), default=0.0)) + _TICK + 4
-    heading = TITLE.wrapped(title, width, 3) if title.strip() else []
-    above = 0 if names is None else CAPTION.height + 6
-    top = MARGIN + len(heading) * TITLE.height + (GAP // 2 if heading else 0)
-    bottom = top + len(signal) * (above + height) + (len(signal) - 1) * GAP
-    tall = max(min(bottom - top - above, 2 * max(120, height)), bar.least_height)
-    below = _TICK + 4 + NUMBERS.height + (NUMBERS.height if axis.name else 0)
-    canvas = Image.new(
-        "RGB", (left + width + bar.width + MARGIN, max(bottom + below, top + above + tall) + MARGIN), "white"
-    )
-    draw = ImageDraw.Draw(canvas)
-    for index, line in enumerate(heading):
-        TITLE.draw(draw, (MARGIN, MARGIN + (index + 0.42) * TITLE.height), line, INK)
-    bar.draw(canvas, (left + width, top + above), tall)
-    for index, (own, ticks) in enumerate(zip(heights, labels, strict=True)):
-        y = top + index * (above + height + GAP)
-        if names is not None:
-            CAPTION.draw(draw, (left, y + CAPTION.height // 2), CAPTION.shortened(names[index], width), GREY)
-        y += above
-        canvas.paste(_curve(signal[index], values[index], own, paint, size), (left, y))
-        frame(draw, (left, y), size)
-        for share, text in ticks:
-            place = y + round((1.0 - share) * (height - 1))
-            draw.line((left - 1 - _TICK, place, left - 2, place), fill=GREY)
-            NUMBERS.draw(draw, (left - 5 - _TICK - NUMBERS.width(text), place), text, GREY)
-    for share, text in axis.ticks(max(1, width // 90)):
-        place = left + round(share * (width - 1))
-        draw.line((place, bottom + 1, place, bottom + _TICK), fill=GREY)
-        middle = place - NUMBERS.width(text) / 2
-        NUMBERS.draw(draw, (middle, bottom + _TICK + 4 + NUMBERS.height / 2), text, GREY)
-    if axis.name:
-        name = NUMBERS.shortened(axis.name, width)
-        NUMBERS.draw(draw, (left + (width - NUMBERS.width(name)) / 2, bottom + below - NUMBERS.height / 2), name, GREY)
-    return canvas
-
-
-@final
-@dataclass(frozen=True)
-class _Axis:
-    """A range of numbers with round ones to write."""
-
-    low: float
-    high: float
-    name: str = ""
-
-    def ticks(self, count: int) -> list[tuple[float, str]]:
-        """Return about so many multiples of 1, 2 or 5 times a power of ten: their share of the way, and their text."""
-        raw = (self.high - self.low) / count
-        power = 10.0 ** math.floor(math.log10(raw))
-        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.7 * raw)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        multiples = [index * step for index in range(first, last + 1)]
-        return [((value - self.low) / (self.high - self.low), _plain(value, step)) for value in multiples]
-
-
-def _plain(value: float, step: float) -> str:
-    """Return a number with the digits that the step has; far from 1, with a power of ten."""
-    if not 1e-3 <= step < 1e5:
-        return number(value, signed=value < 0)
-    text = f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
-    return text.replace("-", MINUS) if float(text) else text.removeprefix("-")
-
-
-def _padded(channel: Floats) -> tuple[float, float]:
-    """Return the range of a channel with room above and below; a constant gets one around it."""
-    low, high = float(channel.min()), float(channel.max())
-    room = 0.08 * (high - low) or 0.5 * abs(low) or 1.0
-    return low - room, high + room
-
-
-def _curve(signal: Floats, values: Floats, axis: _Axis, paint: Paint, size: tuple[int, int]) -> Image.Image:
+def _draw(axes: Any, signal: Floats, paint: Paint, values: Floats, size: tuple[int, int], rate: float) -> None:
     """Draw a curve in dark ink with a light edge, over columns in the colours of its relevance."""
     width, height = size
     count = len(signal)
+    x, shown = (np.arange(count) + 0.5) / rate, signal
     if count > width:
         starts = np.ceil(np.arange(width) * count / width).astype(int)
-        columns = _largest(values, starts)
-        ends = np.stack([np.minimum.reduceat(signal, starts), np.maximum.reduceat(signal, starts)], axis=1)
-        x = np.repeat(np.arange(width) + 0.5, 2)
-        shown = ends.ravel()
-    else:
-        columns = values[((np.arange(width) + 0.5) * count / width).astype(int)]
-        x, shown = (np.arange(count) + 0.5) * width / count, signal
-    y = (axis.high - shown) / (axis.high - axis.low) * (height - 1) + 0.5
-    stripes = Image.fromarray(np.repeat(paint(columns)[None], height, axis=0))
-    fine = stripes.resize((width * _FINE, height * _FINE), Image.Resampling.NEAREST)
-    ground = fine.copy()
-    draw = ImageDraw.Draw(fine)
-    points = [(float(across) * _FINE, float(down) * _FINE) for across, down in zip(x, y, strict=True)]
-    for ink, thickness in (((255, 255, 255), 4.0), (INK, 1.6)):
-        if len(points) > 1:
-            draw.line(points, fill=ink, width=round(thickness * _FINE), joint="curve")
-        else:
-            draw.circle(points[0], round(thickness * _FINE), fill=ink)
+        ends = np.minimum.reduceat(signal, starts), np.maximum.reduceat(signal, starts)
+        values = _largest(values, starts)
+        x, shown = np.repeat((np.arange(width) + 0.5) * count / width / rate, 2), np.stack(ends, axis=1).ravel()
+    room = 0.08 * float(np.ptp(signal)) or 0.5 * float(abs(signal[0])) or 1.0
+    limits = 0, count / rate, signal.min() - room, signal.max() + room
+    axes.imshow(paint(values)[None], extent=limits, aspect="auto", interpolation="nearest")
     # A dense curve is an area: the colours must be seen through it.
-    fine = Image.blend(ground, fine, 0.4) if count > 4 * width else fine
-    return fine.resize(size, Image.Resampling.BOX)
+    alpha = 0.4 if count > 4 * width else 1.0
+    (line,) = axes.plot(x, shown, color=hexadecimal(INK), linewidth=1.6, linestyle="-", alpha=alpha)
+    line.set_path_effects([part("patheffects").withStroke(linewidth=4, foreground="white", alpha=alpha)])
+    line.set(marker="o" if count == 1 else "", solid_joinstyle="round")
+    axes.set(xlim=limits[:2], ylim=limits[2:])
+    for axis, ticks in ((axes.xaxis, width // 90), (axes.yaxis, height // 30)):
+        axis.set_major_locator(part("ticker").MaxNLocator(max(1, ticks), steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(part("ticker").ScalarFormatter())
+        axis.OFFSETTEXTPAD = 6
+        axis.get_offset_text().set(color=hexadecimal(GREY), fontsize=NUMBERS.size, horizontalalignment="right")
 
 
 def _largest(values: Floats, starts: NDArray[np.int_]) -> Floats:

@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from lrphooks.visualization.arrays import Floats, Relevance, floats
-from lrphooks.visualization.bar import Bar
 from lrphooks.visualization.colours import Colour
-from lrphooks.visualization.lettering import Lettering, number
+from lrphooks.visualization.lettering import Lettering, number, wrapped
+from lrphooks.visualization.panels import in_a_row
 from lrphooks.visualization.scale import POOLINGS, Paint, Style
 from lrphooks.visualization.tokens import Join, Piece, pieces
 
 LETTERS = Lettering(18)
-_PADDING, _BAR_HEIGHT = 20, 128
 _RESET = "\x1b[0m"
 _NEWLINE = "↵"
 # On a terminal, what has less than this share of the full colour keeps the terminal's own colours.
@@ -100,7 +99,6 @@ class Text:
         """Return the text as a picture with a colour bar, its lines broken between words at this width in pixels."""
         ground = self.paint.colours.zero
         placed, height = self._placed(width)
-        bar = Bar(self.paint)
         card = Image.new("RGB", (width, height), ground)
         draw = ImageDraw.Draw(card)
         for (x, y), text, value in placed:
@@ -108,11 +106,7 @@ class Text:
             box = (x, y - LETTERS.height // 2 - 1, x + LETTERS.width(text), y + LETTERS.height // 2 + 2)
             draw.rounded_rectangle(box, radius=3, fill=colour)
             LETTERS.draw(draw, (x, y), text, ink_on(colour))
-        tall = max(height, bar.least_height)
-        canvas = Image.new("RGB", (width + bar.width + 3 * _PADDING, tall + 2 * _PADDING), "white")
-        canvas.paste(card, (_PADDING, _PADDING))
-        bar.draw(canvas, (_PADDING + width, _PADDING), max(min(tall, _BAR_HEIGHT), bar.least_height))
-        return canvas
+        return in_a_row([ImageOps.expand(card, 8, ground)], [""], self.paint)
 
     def _placed(self, width: int) -> tuple[list[tuple[tuple[float, int], str, float]], int]:
         """Return where each piece of text starts, halfway up its letters, and the height of all."""
@@ -129,7 +123,8 @@ class Text:
                 x, y = 0.0, y + step
             for below, whole in enumerate(text.split("\n")):
                 x, y = (0.0, y + step) if below else (x, y)
-                line = LETTERS.shortened(whole, width)
+                fits = LETTERS.width(whole) <= width
+                line = whole if fits else "".join(wrapped(whole, width, 1, LETTERS.width))
                 placed += [((x, y), line, self.relevance[index])] if line else []
                 x += LETTERS.width(line)
         return placed, y + step // 2
@@ -153,11 +148,11 @@ class Text:
         signed = self.paint.colours.diverging
         stops = ",".join(_hex(colour) for colour in self.paint.colours.colours)
         ends = number(-self.paint.limit) if signed else "0", number(self.paint.limit, signed=signed)
-        bar = f'<span style="display:inline-block;width:8em;height:0.7em;background:linear-gradient(90deg,{stops});'
-        bar += 'margin:0 0.5em;border:1px solid #c4c4c4"></span>'
-        least, greatest = self.paint.seen
-        less, more = " and less" * (least < -self.paint.limit), " and more" * (greatest > self.paint.limit)
-        return f'<div style="font-size:0.8em;margin-top:0.5em">{ends[0]}{less}{bar}{ends[1]}{more}</div>'
+        scale = f'<span style="display:inline-block;width:8em;height:0.7em;background:linear-gradient(90deg,{stops});'
+        scale += 'margin:0 0.5em;border:1px solid #c4c4c4"></span>'
+        low, high = self.paint.beyond
+        less, more = " and less" * low, " and more" * high
+        return f'<div style="font-size:0.8em;margin-top:0.5em">{ends[0]}{less}{scale}{ends[1]}{more}</div>'
 
     def _coded(self, piece: Piece, value: float, count: int) -> str:
         before, text = _parted(piece.text)
