@@ -1,8 +1,14 @@
 """All functions by name, and all cases: a function, a spelling that is not the canonical one, a composite."""
 
-from . import elementwise, layers, products, structure
+from . import boundaries, elementwise, layers, products, structure
 
-FUNCTIONS = [*elementwise.FUNCTIONS, *layers.FUNCTIONS, *products.FUNCTIONS, *structure.FUNCTIONS]
+FUNCTIONS = [
+    *elementwise.FUNCTIONS,
+    *layers.FUNCTIONS,
+    *products.FUNCTIONS,
+    *structure.FUNCTIONS,
+    *boundaries.FUNCTIONS,
+]
 TABLE = {function.name: function for function in FUNCTIONS}
 assert len(TABLE) == len(FUNCTIONS), "two functions have one name"
 
