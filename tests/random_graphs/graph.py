@@ -52,10 +52,11 @@ class Graph:
 
 # --- what is known of values ---
 
-#: What a value is: an activation, a constant, a number plus an activation, softmax, or a mixture of these, which stands
-#: in no product, since it is left open how many factors a sum of products is.
+#: What a value is: an activation, a constant, a number plus an activation, softmax, what is made of softmax alone
+#: (faint), or a mixture of these. The last two stand in no product, since it is left open how many factors a sum of products is,
+#: and whether a layer of a constant is one.
 ACTS = ("relu", "silu", "gelu", "tanh")
-PLAIN = ("signal", "mixed", "softmax")
+PLAIN = ("signal", "mixed", "softmax", "faint")
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,13 @@ class Fact:
     factors: int = 1
 
 
-def fact_of(node, facts):  # noqa: PLR0911 a case each
+def fact_of(node, facts):  # noqa: C901, PLR0911 a case each
     """What is known of the result of a node, or None where the documentation leaves its relevance open."""
     known = [facts[k] for k in node.inputs]
     kinds, first = [f.kind for f in known], known[0]
     plain = all(kind in PLAIN for kind in kinds)
+    if set(kinds) <= {"softmax", "faint"} and node.kind not in ("move", "scale", "flip", "mul", "sigmoid", "softplus"):
+        return Fact("faint") if node.kind != "plus one" else None
     if node.kind in ("layer", "layer and norm"):
         return Fact("signal") if kinds[0] != "constant" else None
     if node.kind in ("move", "scale", "flip"):
@@ -100,7 +103,7 @@ def fact_of(node, facts):  # noqa: PLR0911 a case each
 def _product(known):
     """What a product of two is, or None where it is left open."""
     kinds = sorted(f.kind for f in known)
-    if "mixed" in kinds or kinds.count("signal") == 0:
+    if "mixed" in kinds or "faint" in kinds or kinds.count("signal") == 0:
         return None
     if "constant" in kinds or "offset" in kinds:
         return next(f for f in known if f.kind == "signal")
@@ -152,7 +155,7 @@ def features_of(graph):
         counted = node.kind == "mul" and not any(f.kind in ("constant", "offset") for f in known)
         if counted and sum(f.factors for f in known) > 2:
             found.add("product of three")
-        if known[0].kind == "offset" and node.kind in ("move", "scale", "flip"):
+        if known[0].kind == "offset" and (node.kind in ("move", "scale", "flip") or node.form == "copied"):
             found.add("moved gate")
         if node.kind == "plus one" and node.form not in ("number", "number last"):
             found.add("moved gate")
