@@ -53,10 +53,12 @@ class Graph:
 # --- what is known of values ---
 
 #: What a value is: an activation, a constant, a number plus an activation, softmax, what is made of softmax alone
-#: (faint), or a mixture of these. The last two stand in no product, since it is left open how many factors a sum of products is,
-#: and whether a layer of a constant is one.
+#: (faint), or a mixture of these. The last two stand in no product, since it is left open how many factors a sum of
+#: products is, and whether a layer of a constant is one.
 ACTS = ("relu", "silu", "gelu", "tanh")
 PLAIN = ("signal", "mixed", "softmax", "faint")
+#: What is a constant under some composite.
+CONSTANT = ("constant", "softmax", "faint")
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def features_of(graph):
             found.add("moved gate")
         if node.kind == "layer and norm" and node.form != "modules":
             found.add("seen layer" if node.form == "seen" else "moved layer")
-        if known[0].kind in ("constant", "softmax") and node.form == "copied into a view":
+        if known[0].kind in CONSTANT and node.form == "copied into a view":
             found.add("copied constant")
         if _writes_to_constant(graph, node, known[0]):
             found.add("constant in place")
@@ -177,7 +179,7 @@ def _writes_to_constant(graph, node, known):
         if maker.kind == "layer" and any(i and graph.node(i).kind == "softmax" for i in maker.inputs):
             return True
     writes = any(word in node.form for word in ("in place", "copied", "into a copy", "narrow"))
-    return writes and node.kind in ("add", "sub", "mul", "splice", "mask") and known.kind in ("constant", "softmax")
+    return writes and node.kind in ("add", "sub", "mul", "splice", "mask") and known.kind in CONSTANT
 
 
 # --- making ---
