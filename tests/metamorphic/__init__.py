@@ -1,0 +1,1 @@
+"""One function has one relevance, however it is spelt."""
