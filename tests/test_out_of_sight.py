@@ -135,7 +135,8 @@ def test_a_transform_over_weights_is_refused():
 
 def test_a_transform_that_only_moves_values_runs():
     def picked(z):
-        return torch.func.vmap(lambda i: z[i])(torch.arange(2).flip(0))
+        # The vmap of torch 2.8 cannot take an index as in z[i].
+        return torch.func.vmap(lambda i: z.index_select(0, i.reshape(1))[0])(torch.arange(2).flip(0))
 
     equal(relevance(EXACT, Calls(picked), X), relevance(EXACT, Calls(lambda z: z[:2].flip(0)), X))
 
