@@ -13,6 +13,11 @@ import torch._dynamo
 torch.set_num_threads(1)  # small tensors: several threads only wait for each other
 
 
+def pytest_configure(config):
+    # What torch.compile says of the very first Python 3.13, whatever is compiled.
+    config.addinivalue_line("filterwarnings", r"ignore:Guards may run slower on Python 3\.13\.0:RuntimeWarning")
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test starts from the same random state, whatever ran before it."""

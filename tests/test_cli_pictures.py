@@ -51,7 +51,13 @@ def test_colours_are_what_they_look_like(name, mode, tolerance, tmp_path):
     """CMYK as JPEG is stored inverted, as Adobe's programs do."""
     options = {"quality": 95} if name.endswith(("jpg", "webp")) else {}
     stored = PICTURE.quantize(4) if mode == "P" else PICTURE.convert(mode)
-    picture = read(saved(tmp_path / name, stored, **options))
+    path = saved(tmp_path / name, stored, **options)
+    if mode == "YCbCr":
+        try:
+            Image.open(path).load()
+        except OSError:
+            pytest.skip("this Pillow (12.3 is one) cannot read the YCbCr in TIFF that it writes")
+    picture = read(path)
     assert picture.image.mode == "RGB"
     assert picture.image.size == (60, 40)
     assert np.abs(corners(picture.image) - corners(PICTURE)).max() <= tolerance

@@ -31,7 +31,7 @@ def peak(run: Run, x: Tensor) -> int:
         torch.cuda.reset_peak_memory_stats()
         run(x)
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as found:
         run(x)
     current = most = 0
     results = found.profiler.kineto_results

@@ -85,7 +85,7 @@ def map_tensors(
         if type(value) is dict:
             return items
         try:
-            mapping: Any = copy.copy(value)
+            mapping: Any = _copied(value)
             for key, item in items.items():
                 mapping[key] = item
         except TypeError:
@@ -99,12 +99,29 @@ def map_tensors(
         parts = [map_tensors(v, function, what, keep) for v in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = copy.copy(value)
+        changed = _copied(value)
         for field in dataclasses.fields(value):
             item = map_tensors(getattr(value, field.name), function, what, keep)
             object.__setattr__(changed, field.name, item)
         return changed
     raise _cannot_exchange(value, what)
+
+
+def _copied(value: Any) -> Any:
+    """Return a shallow copy.
+
+    Python 3.10 asks the object itself for ``__getstate__``, which a dict with items as attributes takes for a key.
+    """
+    try:
+        return copy.copy(value)
+    except KeyError:
+        if not isinstance(value, dict):
+            raise
+    twin = type(value).__new__(type(value))
+    vars(twin).update(vars(value))
+    for key, item in value.items():
+        twin[key] = item
+    return twin
 
 
 def _cannot_exchange(value: Any, what: str) -> TypeError:

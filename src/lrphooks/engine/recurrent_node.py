@@ -101,8 +101,9 @@ class Stack:
     def _fused(self, x: Tensor, states: Sequence[Tensor], params: Sequence[Tensor]) -> State:
         """Run one layer in one piece."""
         hx, both = states if self.name == "lstm" else states[0], self.directions == 2
-        found: State = getattr(torch, self.name)(x, hx, params, self.has_biases, 1, 0.0, False, both, False)
-        return found
+        out, *last = getattr(torch, self.name)(x, hx, params, self.has_biases, 1, 0.0, False, both, False)
+        # Before torch 2.13, the last states of an LSTM that is traced have a dimension too many.
+        return out, *(ended.reshape(first.shape) for ended, first in zip(last, states, strict=True))
 
     def _parted(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Return first states and parameters among the tensors of the call."""

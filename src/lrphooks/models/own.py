@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -186,7 +187,9 @@ def _program(path: Path) -> torch.export.ExportedProgram:
             f"{path} is refused: it holds pickled objects, and reading them could run code of the file's own."
         )
     try:
-        with tensors_only():
+        with tensors_only(), warnings.catch_warnings():
+            # Of the bytes that torch 2.11 reads tensors from, which it keeps to itself.
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
             program = torch.export.load(path)
     # Archives that are broken, or that another torch wrote, fail in many ways.
     except Exception as error:

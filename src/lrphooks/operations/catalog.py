@@ -58,6 +58,7 @@ _KINDS: dict[str, Kind] = {
     **dict.fromkeys(names.LINEAR.split(), "linear"),
     **dict.fromkeys(names.COMPOSED.split(), "composed"),
     **dict.fromkeys(names.NATIVE.split(), "composed"),
+    **dict.fromkeys((f"_foreach_{name}" for name in names.FOREACH.split()), "composed"),
     **dict.fromkeys(names.RECURRENT.split(), "recurrent"),
     **dict.fromkeys(("pow", "float_power", "square", "sqrt"), "power"),
     **dict.fromkeys(("var_mean", "std_mean"), "moments"),
@@ -187,6 +188,8 @@ def _unlisted(function: Callable[..., Any]) -> Operation:
             return classify(name)
         return Operation(getattr(function, "__qualname__", name), "unknown")
     namespace, _, name = path.rpartition(".")
+    if namespace == "torch.foreach":
+        return classify(f"_foreach_{name}")
     return classify(name) if namespace in NAMESPACES else Operation(path.removeprefix("torch."), "unknown")
 
 

@@ -158,6 +158,13 @@ NATIVE = """
     _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math
 """
 
+#: Functions of lists of tensors: those of torch.foreach, and under ``torch._foreach_`` of older releases.
+FOREACH = """
+    abs acos add addcdiv addcmul asin atan ceil clamp_max clamp_min clone copy cos cosh div erf erfc exp expm1 floor
+    frac lerp lgamma log log10 log1p log2 max maximum minimum mm mul neg norm pow reciprocal round rsqrt sigmoid sign
+    sin sinh sqrt sub tan tanh trunc zero
+"""
+
 #: Properties of a tensor that are tensors themselves, and so carry relevance.
 TENSOR_PROPERTIES = ("T", "mT", "H", "mH", "real", "imag")
 

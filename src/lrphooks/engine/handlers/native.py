@@ -13,17 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrphooks.engine.call import Call
+from lrphooks.engine.handlers.foreach import PREFIX, for_each
 from lrphooks.operations import names
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
-NATIVE = frozenset((*names.REORDERED, *names.NATIVE.split()))
+_LISTS = frozenset(f"{PREFIX}{name}" for name in names.FOREACH.split())
+NATIVE = frozenset((*names.REORDERED, *names.NATIVE.split(), *_LISTS))
 
 
 def native(run: Run, call: Call) -> Any:
     """Run the function that an operator comes from with the mode on; what it returns besides counts as constant."""
     name, args, kwargs = call.operation.name, call.args, call.kwargs
+    if name in _LISTS:
+        return for_each(run, call)
     with run.mode():
         out = _FUNCTIONS[name](*args, **kwargs)
     if name in _ALONE:
