@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lrphooks.rules import ZPlus
+from lrphooks import Composite
+from lrphooks.matching import AnyLinear
+from lrphooks.rules import Gradient, ZPlus
 from small_networks import equal, every_layer, relevance
 
 
@@ -94,3 +96,13 @@ def test_what_is_written_to_is_returned_by_torch_foreach(spelling):
     relevance(every_layer(ZPlus()), Lists(function), torch.randn(4, 3, dtype=torch.float64))
     plain = [torch.ones(2)]
     assert same == [spelling("add_")(plain, 1.0) is plain]
+
+
+@pytest.mark.parametrize("spelling", [private, public])
+def test_an_entry_for_a_function_of_lists_is_one_for_that_of_a_tensor(spelling):
+    x = torch.randn(4, 3, dtype=torch.float64)
+    layers = (AnyLinear, ZPlus())
+    given, plain = Composite([(spelling("mul"), Gradient()), layers]), Composite([(torch.mul, Gradient()), layers])
+    expected = relevance(plain, Lists(lambda a, b: [a[0] * b[0]]), x)
+    equal(relevance(given, Lists(lambda a, b: spelling("mul")(a[:1], b[:1])), x), expected)
+    assert not torch.allclose(expected, relevance(Composite([layers]), Lists(lambda a, b: [a[0] * b[0]]), x))

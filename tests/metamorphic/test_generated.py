@@ -141,7 +141,6 @@ def joined(tree, operands, join):
     return join(joined(tree[0], operands, join), joined(tree[1], operands, join))
 
 
-@pytest.mark.xfail(strict=True, reason="a product of three is 1/4, 1/4, 1/2")
 @QUICK
 @given(tree=BRACKETS, move=st.sampled_from(sorted(MOVES)), composite=SOME)
 def test_brackets_of_a_product(tree, move, composite):
@@ -168,7 +167,6 @@ def test_brackets_of_a_sum(tree, move, composite):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="an einsum with a parameter is LRP-0")
 @QUICK
 @given(
     letters=st.permutations(string.ascii_lowercase[:4]),
@@ -196,7 +194,6 @@ def test_subscripts_of_an_einsum_with_a_parameter(letters, order, out, weight, f
     agree(spelt, lambda x: F.linear(x, W), [(3, 4)], 18, composite)
 
 
-@pytest.mark.xfail(strict=True, reason="a product of three is 1/4, 1/4, 1/2")
 @QUICK
 @given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=5), composite=PLAIN)
 def test_chunks_of_linear_attention(sizes, composite):

@@ -226,7 +226,7 @@ class Interpreter:
         if kind == "mul":
             return self.factors(rules, known, a, rest[0], G)
         if kind == "attend":
-            return self.attended(rules, a, *rest, G)
+            return self.attended(rules, known, a, *rest, G)
         if kind == "norm" and rules.sums is not None and node.form == "by hand":
             raise Open("a difference of two activations inside of a normalisation has the rule of sums")
         if kind == "gelu" and rules.sums is not None and node.form == "by hand":
@@ -269,11 +269,12 @@ class Interpreter:
         n = sum(f.factors for f in known)
         return [G * b * known[0].factors / n, G * a * known[1].factors / n]
 
-    def attended(self, rules, q, k, v, G):
-        """G of query, key and value."""
+    def attended(self, rules, known, q, k, v, G):
+        """G of query, key and value: weights and values, and query and key, their part of all factors."""
         p = self.attention(q, k)
         if not rules.softmax:
             return [torch.zeros_like(q), torch.zeros_like(k), p.mT @ G]
-        of_p = G @ v.mT / 2
-        of_u = p * (of_p - (p * of_p).sum(-1, keepdim=True)) / q.shape[-1] ** 0.5 / 2
-        return [of_u @ k, of_u.mT @ q, p.mT @ G / 2]
+        of_q, of_k, of_v = (f.factors for f in known)
+        of_p = G @ v.mT / (1 + of_v)
+        of_u = p * (of_p - (p * of_p).sum(-1, keepdim=True)) / q.shape[-1] ** 0.5 / (of_q + of_k)
+        return [of_u @ k * of_q, of_u.mT @ q * of_k, p.mT @ G * of_v / (1 + of_v)]

@@ -78,6 +78,6 @@ def expression(name: str) -> str:
 
 
 def canonical(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that stands for a torch function and all its aliases."""
-    found = public(lookup(function).name)
+    """Return the function that stands for a torch function and all its aliases, also for lists of tensors."""
+    found = public(lookup(function).name.removeprefix("_foreach_"))
     return function if found is None else found[1]

@@ -38,12 +38,13 @@ def for_each(run: Run, call: Call) -> Any:
 
 
 def _function(name: str, in_place: bool, given: list[Any]) -> Callable[..., Any]:
+    home: Any = Tensor if in_place else torch
     if name == "norm":
-        return torch.linalg.vector_norm  # type: ignore[no-any-return]
-    if name in _BOUNDS and (in_place or not all(isinstance(a, Tensor) for a in given)):
+        home, name = torch.linalg, "vector_norm"
+    elif name in _BOUNDS and (in_place or not all(isinstance(a, Tensor) for a in given)):
         name = _BOUNDS[name]
-    # torch itself has no copy and no zero that make a new tensor.
-    home = Tensor if in_place else torch if hasattr(torch, name) else torch.ops.aten
+    elif name in ("copy", "zero") and not in_place:
+        home = torch.ops.aten
     found: Callable[..., Any] = getattr(home, f"{name}_" if in_place else name)
     return found
 

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lrphooks.engine import facts
 from lrphooks.engine.attention_node import twice_differentiable
 from lrphooks.engine.call import Call
 from lrphooks.engine.handlers.common import plain, stop
+from lrphooks.engine.handlers.products import shares_of
 from lrphooks.engine.nodes import ScaleNode
 from lrphooks.engine.normalization_nodes import NormalizationNode
 from lrphooks.engine.passing import through
 from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
+from lrphooks.rules.operation import Constant, Gradient, Identity, Pass, Uniform
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -49,7 +51,7 @@ def attention(run: Run, call: Call, rule: Rule) -> Any:
     operands = [call.argument(i, n) for i, n in enumerate(names)]
     if not isinstance(rule, Gradient):
         carries = [run.carries(t) for t in operands]
-        shares = attention_shares(carries, weights=not isinstance(rule, Constant))
+        shares = attention_shares(run, operands, carries, weights=not isinstance(rule, Constant))
         # The same tensor may stand for several operands, so each position is exchanged, not each identity.
         operands = [ScaleNode.apply(run, s, t) if c else t for t, c, s in zip(operands, carries, shares, strict=True)]
     rest = {k: v for k, v in call.kwargs.items() if k not in names}
@@ -59,16 +61,24 @@ def attention(run: Run, call: Call, rule: Rule) -> Any:
     return twice_differentiable(out, tuple(operands), dropout, causal=bool(causal), **settings)
 
 
-def attention_shares(carries: Sequence[bool], *, weights: bool) -> tuple[float, float, float, float]:
+def attention_shares(
+    run: Run, operands: Sequence[Any], carries: Sequence[bool], *, weights: bool
+) -> tuple[float, float, float, float]:
     """Return the shares of query, key, value and mask.
 
-    The weights receive one half if any of their operands carries relevance, and the values the other. Of what the
-    weights receive, the product of query and key hands each a half; the mask, which adds to it, has its own part.
+    The weights are one factor if any of their operands carries relevance, and the values are what they are a product
+    of. What the weights receive goes to the product of query and key; the mask, which adds to it, has its own part.
     """
     query, key, value, mask = carries
-    part = 1.0 / max(1, ((query or key or mask) and weights) + value)
-    logits = part if weights else 0.0
-    return logits / max(1, query + key), logits / max(1, query + key), part, logits
+    logits, part = 1.0, 1.0
+    if not (query or key or mask) or not weights:
+        logits = 0.0
+    elif value:
+        known = facts.read(operands[2], run)
+        degree = 1 if known is None else 0 if known.gates else known.degree
+        logits, part = 1.0 / (1 + degree), degree / (1.0 + degree)
+    both = shares_of(run, list(operands[:2]), Uniform()) if query and key else [1.0, 1.0]
+    return logits * both[0], logits * both[1], part, logits
 
 
 def normalization(run: Run, call: Call, rule: Rule) -> Any:
