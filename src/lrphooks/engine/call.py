@@ -133,7 +133,10 @@ class Call:
         return self.operation.in_place or bool(self.kwargs.get("inplace")) or self._inplace_position() is not None
 
     def _inplace_position(self) -> int | None:
-        if not any(value is True for value in self.args):
+        for value in self.args:
+            if value is True:
+                break
+        else:
             return None
         position = _inplace_index(self.function)
         if position is not None and len(self.args) > position and self.args[position] is True:

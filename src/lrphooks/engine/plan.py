@@ -31,6 +31,7 @@ class Plan:
 
     def __init__(self, composite: Composite, model: nn.Module) -> None:
         self.composite = composite
+        self.modules = tuple(model.modules())
         self.assignment = assign(composite, model)
         check_entries(composite)
         self._names: dict[int, str] = {}

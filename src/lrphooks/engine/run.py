@@ -120,7 +120,7 @@ class Run:
         self.cuts = Cuts()
         self._shields: dict[int, tuple[Tensor, Tensor]] = {}
         #: What is known of values that hooks wrap, where modules have any.
-        self.remembered = facts.Remembered() if any(map(has_backward_hooks, session.model.modules())) else None
+        self.remembered = facts.Remembered() if any(map(has_backward_hooks, plan.modules)) else None
         #: The checkpoint around the whole model, if there is one.
         self.inside_checkpoint = checkpoint_around()
 
