@@ -13,7 +13,7 @@ from torch.utils import checkpoint as checkpoints
 
 from lrphooks import Composite, audit, lrp
 from lrphooks.matching import AnyLinear
-from lrphooks.rules import AlphaBeta, Epsilon, Flat, Gamma, Gradient, Identity, Pass, ZPlus
+from lrphooks.rules import AlphaBeta, Epsilon, Flat, Gamma, Gradient, Identity, Pass, TopRelevance, ZPlus
 from small_networks import equal, every_layer, on_first, relevance, weighting
 
 X = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -315,3 +315,47 @@ def test_a_model_may_call_itself_in_a_checkpoint():
 
     for composite in (COMPOSITES["gamma"], COMPOSITES["epsilon"]):
         equal(lrp(Recursive(again), X, 1, composite), lrp(Recursive(once), X, 1, composite))
+
+
+class Residual(nn.Module):
+    """x + f(norm(x)), whose input is the output of a layer, or rows of one that a norm before it keeps too."""
+
+    def __init__(self, call, *, rows):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.fc2, self.norm, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+        self.call, self.rows = call, rows
+        self.double()
+
+    def block(self, x):
+        return self.fc2(self.norm(x + self.fc1(self.norm(x))))
+
+    def forward(self, x):
+        x = self.fc1(x)
+        if not self.rows:
+            return self.head(self.call(self.block, self.call(self.block, x)))
+        x = x.view(-1, 6)
+        return self.head(self.norm(x) + self.call(self.block, x))
+
+
+def nested(function, *args):
+    return again(lambda *a: again(function, *a), *args)
+
+
+def nested_thrice(function, *args):
+    return again(lambda *a: nested(function, *a), *args)
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["layer", "rows"])
+@pytest.mark.parametrize("call", [again, nested, nested_thrice])
+@pytest.mark.parametrize("composite", [COMPOSITES["epsilon"], COMPOSITES["gamma"]], ids=["epsilon", "gamma"])
+def test_a_residual_block_behind_a_layer(composite, call, rows):
+    """A nested checkpoint runs again from another tensor than at first, of which less is known."""
+    equal(lrp(Residual(call, rows=rows), X, 1, composite), lrp(Residual(once, rows=rows), X, 1, composite))
+
+
+@pytest.mark.parametrize("call", [again, nested, nested_thrice])
+@pytest.mark.parametrize("rule", [Epsilon(1e-3), Gamma(0.3)], ids=["epsilon", "gamma"])
+def test_a_filter_sees_the_relevance_of_all_consumers_in_a_checkpoint(rule, call):
+    composite = every_layer(TopRelevance(rule, 50))
+    equal(lrp(Residual(call, rows=False), X, None, composite), lrp(Residual(once, rows=False), X, None, composite))

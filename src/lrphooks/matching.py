@@ -56,8 +56,9 @@ class Group:
 class First:
     """The first layer that is *executed* among those that a matcher describes, anew in each forward pass.
 
-    For rules of linear layers: ``(First(Convolution), ZBox(low, high))``. A layer that does not run first gets the next
-    entry that matches it.
+    For rules of linear layers: ``(First(Convolution), ZBox(low, high))``. Each layer that sees the input before another
+    linear layer did is a first one, in all of its calls: the stems of several branches, one encoder of several inputs.
+    A layer that does not run first gets the next entry that matches it.
     """
 
     matcher: Matcher

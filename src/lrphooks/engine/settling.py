@@ -50,6 +50,10 @@ def settled(run: Run, tensor: Tensor) -> Tensor:
         return tensor
     if elsewhere(layer, note):
         # A checkpoint began behind the layer and keeps its output, which must stay as it is from now on.
+        if layer.filtered is not None:
+            # The filter is to see the relevance of all consumers together, as the guard does.
+            layer.leave(tensor)
+            return tensor
         facts.write(tensor, run, kept=True)
         return layer.settle(tensor, in_place=False)
     return layer.settle(tensor)

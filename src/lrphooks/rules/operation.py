@@ -81,8 +81,9 @@ class Uniform(Rule):
 
     Formula: ``G_a = (dz/da)^T G / n``, so that each factor of ``z = a_1 a_2 ... a_n`` receives ``R_z / n``.
 
-    Only factors that depend on what is explained count. One that is a number plus an activation, as ``1 + tanh(u)``, is
-    a gate and receives nothing beside factors that are not.
+    Only factors that depend on what is explained count; one that is a product itself counts as what it is a product of.
+    One that is a number plus an activation, as ``1 + tanh(u)``, is a gate and receives nothing beside factors that are
+    not.
 
     References
     ----------
