@@ -230,6 +230,11 @@ def triple(x: torch.Tensor) -> torch.Tensor:
     return x * 3.0
 
 
+@torch.library.custom_op("lrphooks_cuts::double_into", mutates_args={"out"})
+def double_into(x: torch.Tensor, out: torch.Tensor) -> None:
+    out.copy_(x * 2.0)
+
+
 UNDERIVED = {
     "lrphooks_cuts.double": torch.ops.lrphooks_cuts.double,
     "lrphooks_cuts.triple": torch.ops.lrphooks_cuts.triple,
@@ -253,6 +258,26 @@ def test_an_operation_without_a_derivative_is_reported_with_a_way_out_that_is_on
         lrp(model, X, 0, Composite([(named, Gradient()), *EXACT.entries], unmatched="gradient"))
     found = lrp(model, X, 0, Composite([(named, Constant()), *EXACT.entries]))
     equal(found, lrp(Net(lambda m, z: z + operation(z.detach())), X, 0, EXACT))
+
+
+@pytest.mark.parametrize("operation", [double_into, torch.ops.lrphooks_cuts.double_into.default])
+def test_what_an_operation_without_a_derivative_writes_to_is_reported(operation):
+    def into(m, z):
+        out = torch.zeros_like(z)
+        operation(z, out)
+        return z + out
+
+    def constant(m, z):
+        return z + 2.0 * z.detach()
+
+    message = r"operation lrphooks_cuts\.double_into in the model \(Net\) \(.*test_cuts\.py:\d+\).* no derivative"
+    with pytest.raises(UnmatchedError, match=message):
+        lrp(Net(into), X, 0, EXACT)
+    with pytest.warns(UnmatchedWarning, match=message):
+        found = lrp(Net(into), X, 0, Composite(EXACT.entries, unmatched="warn"))
+    equal(found, lrp(Net(constant), X, 0, EXACT))
+    named = torch.ops.lrphooks_cuts.double_into
+    equal(lrp(Net(into), X, 0, Composite([(named, Constant()), *EXACT.entries])), lrp(Net(constant), X, 0, EXACT))
 
 
 def test_a_result_without_a_derivative_that_nobody_uses_is_silent():

@@ -13,7 +13,7 @@ from lrphooks.engine.handlers.common import stop
 from lrphooks.engine.unmatched import KEEP, NO_DERIVATIVE, report, way_without_derivative
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant
-from lrphooks.torch_private import HigherOrder, has_derivative
+from lrphooks.torch_private import HigherOrder, has_derivative, version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -27,7 +27,13 @@ def unknown(run: Run, call: Call, _: Rule) -> Any:
     rule = run.plan.operation_rule(call.operation, run.frames)
     if rule is None and isinstance(call.function, HigherOrder):
         _refuse_hidden(run, call)
+    beside = [(t, version_of(t)) for t in tensors_in((call.args, call.kwargs)) if not t.requires_grad]
     out = call.invoke()
+    for tensor, version in beside:
+        # What it wrote to would have a graph now, if the operation had a derivative.
+        written = version_of(tensor) != version and not tensor.requires_grad and tensor.is_floating_point()
+        if written and not isinstance(rule, Constant):
+            run.cuts.without_derivative(run, call, tensor)
     made = [t for t in tensors_in((out,)) if t.requires_grad]
     if isinstance(rule, Constant):
         # A pass that comes to a node without a derivative fails, though it brings nothing.
