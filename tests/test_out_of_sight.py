@@ -167,6 +167,22 @@ def test_derivatives_within_the_model_are_refused_and_constants_where_they_have_
     equal(found, wanted)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_derivatives_by_an_activation_are_refused(create_graph):
+    class ByActivation(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            z = self.net(x)
+            return z + torch.autograd.grad(z.square().sum(), z, create_graph=create_graph)[0]
+
+    message = r"differentiates .* in the model \(ByActivation\).*by an activation.*detach\(\)\.requires_grad_"
+    with pytest.raises(LRPError, match=message):
+        lrp(ByActivation(), X, 0, Composite([(AnyLinear, Epsilon(1e-3))]))
+
+
 class Threaded(nn.Module):
     def __init__(self):
         super().__init__()

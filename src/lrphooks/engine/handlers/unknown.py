@@ -28,7 +28,7 @@ def unknown(run: Run, call: Call, _: Rule) -> Any:
     if rule is None and isinstance(call.function, HigherOrder):
         _refuse_hidden(run, call)
     beside = [(t, version_of(t)) for t in tensors_in((call.args, call.kwargs)) if not t.requires_grad]
-    out = call.invoke()
+    out = _differentiate(run, call) if call.function is torch.autograd.grad else call.invoke()
     for tensor, version in beside:
         # What it wrote to would have a graph now, if the operation had a derivative.
         written = version_of(tensor) != version and not tensor.requires_grad and tensor.is_floating_point()
@@ -51,6 +51,20 @@ def unknown(run: Run, call: Call, _: Rule) -> Any:
     elif rule is None and made:
         run.unmatched(call, "lrphooks has no rule for it")
     return out
+
+
+def _differentiate(run: Run, call: Call) -> Any:
+    """Run torch.autograd.grad, which does not find values that rules stand in front of."""
+    try:
+        return call.invoke()
+    except RuntimeError as error:
+        if "not have been used in the graph" not in str(error):
+            raise
+        raise LRPError(
+            f"A model that differentiates within its forward pass, in {run.name_of_running()}, has no relevance where "
+            "it does so by an activation: rules stand between that and what is differentiated. Explain what it "
+            "differentiates, or differentiate by a copy, x.detach().requires_grad_(), which makes it a constant."
+        ) from error
 
 
 def _refuse_hidden(run: Run, call: Call) -> None:
