@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import lrphooks
@@ -658,3 +659,31 @@ def test_a_weight_that_a_call_writes_to_is_not_kept():
     for _ in range(3):
         equal(explainer(x, 0), lrphooks.lrp(reference, x, 0, every_layer(Gamma())))
     assert torch.equal(model.weight, reference.weight)
+
+
+class Gates(nn.Module):
+    """Products with what is a number plus an activation, also after a function of each element."""
+
+    def __init__(self, gate):
+        super().__init__()
+        self.first, self.second, self.gate = nn.Linear(4, 4), nn.Linear(4, 4), gate
+
+    def forward(self, x):
+        return self.first(x) * self.gate(self.second(x))
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    "gate", [lambda u: F.relu6(u + 3) / 6, lambda u: (1 + u.tanh()).view(-1, 4), lambda u: (u / 6 + 0.5).clamp(0, 1)]
+)
+def test_what_gates_is_known_without_values(gate):
+    model, x = Gates(gate), torch.randn(2, 4)
+    explainer = lrphooks.compiled(model, every_layer(Epsilon()))
+    equal(explainer(x, 0), lrphooks.lrp(model, x, 0, every_layer(Epsilon())))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_gate_that_only_values_tell_is_refused():
+    explainer = lrphooks.compiled(Gates(lambda u: torch.ones(4) + u), every_layer(Epsilon()))
+    with pytest.raises(LRPError, match=r"one number everywhere is added to an activation.*Add a number, as in 1 \+ x"):
+        explainer(torch.randn(2, 4), 0)

@@ -19,7 +19,7 @@ from lrphooks.layers.linear_map import Moved
 from lrphooks.operations import Kind, names
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant
-from lrphooks.torch_private import OutOfSight
+from lrphooks.torch_private import OutOfSight, concrete
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -198,17 +198,19 @@ def _elementwise(run: Run, call: Call, known: Known) -> dict[str, Any]:
 
 
 def _at(call: Call, number: float) -> float:
-    """Return what a function of each element makes of a number; of more, where it has parameters, none alike."""
+    """Return what a function of each element makes of a number; NaN where that differs, as by learned parameters."""
     if math.isnan(number):
         return math.nan
     source = call.dependent[0]
     plain = call.out_of_place() if call.writes_in_place else call
-    with torch.no_grad(), OutOfSight():
+    # Of a number of its own, so that it is known also where nothing else is, in a graph that is traced.
+    with concrete(), torch.no_grad(), OutOfSight():
         try:
-            found = plain.over([source])(source.new_full((1,) * source.dim(), number))
-        except RuntimeError:
+            found = plain.over([source])(torch.full((1,) * source.dim(), number, dtype=source.dtype))
+        except (RuntimeError, AssertionError):
             return math.nan
-        return facts.Offset(0.0, ((found, 1.0),)).asked().number
+        first = found.flatten()[0]
+        return float(first) if bool((found == first).all()) else math.nan
 
 
 def _rectified(run: Run, call: Call, known: Known) -> dict[str, Any]:

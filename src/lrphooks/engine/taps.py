@@ -25,6 +25,7 @@ from lrphooks.engine.layer_call import LayerCall
 from lrphooks.engine.nodes import Node, ScaleNode, zero_link
 from lrphooks.engine.observer import Observer
 from lrphooks.engine.reporting import warn
+from lrphooks.layers.linear_map import Moved
 from lrphooks.rules.base import Rule
 from lrphooks.torch_private import is_view, version_of
 
@@ -109,7 +110,7 @@ class Taps(Observer):
         self._modules = modules
         self._views: list[tuple[str, Tensor, int]] = []
         #: Who wants to know of the consumers of a layer.
-        self._layers: dict[object, list[tuple[Tapped, bool]]] = {}
+        self._layers: dict[object, list[tuple[Tapped, bool, bool]]] = {}
         #: Whose links are watched, by number.
         self._linked: list[Tapped] = []
         #: Why outputs have no relevance to tell of, by the names of the modules.
@@ -191,9 +192,9 @@ class Taps(Observer):
         self, layer: LayerCall, output: Tensor | None, link: Tensor | None, *, relu_follows: bool, linked: bool
     ) -> None:
         """Note the node that a layer's rule is set in for consumers of a tapped output."""
-        for tapped, merged in self._layers.get(layer.record, ()):
-            if merged and layer.batch_norm is None:
-                # What consumes the layer beside its BatchNorm does not consume the output of that.
+        for tapped, merged, moved in self._layers.get(layer.record, ()):
+            if (merged and layer.batch_norm is None) or (moved and not isinstance(layer.map, Moved)):
+                # What consumes the layer beside its BatchNorm, or what was moved, does not consume the output of that.
                 continue
             if output is not None:
                 # The BatchNorm that is merged with a tapped layer stands for it, and has values of its own.
@@ -247,8 +248,9 @@ class Taps(Observer):
         layer = None if note is None else note.layer
         if isinstance(layer, LayerCall):
             # Where somebody looks on, no layer is under the epsilon rule alone.
-            tapped.channel_dim = layer.map.output_channel_dim
-            self._layers.setdefault(layer.record, []).append((tapped, layer.merged))
+            moved = isinstance(layer.map, Moved)
+            tapped.channel_dim = None if moved else layer.map.output_channel_dim
+            self._layers.setdefault(layer.record, []).append((tapped, layer.merged, moved))
         if note is not None and note.link is not None:
             facts.write(tensor, run, link=partial(_watched, run, note.link, len(self._linked)))
             self._linked.append(tapped)
