@@ -117,12 +117,15 @@ def operations() -> str:
     return "\n".join(lines)
 
 
+_BASES = (Rule, rules.LayerRule, rules.LinearRule, rules.InputRule)
+
+
 def table_of_rules() -> str:
     """Return the table of rules, from their docstrings."""
     lines = ["| rule | formula | source |", "|---|---|---|"]
     for name in rules.__all__:
         rule = getattr(rules, name)
-        if not issubclass(rule, Rule) or rule in (Rule, rules.LayerRule, rules.LinearRule, rules.InputRule):
+        if not issubclass(rule, Rule) or inspect.isabstract(rule) or rule in _BASES:
             continue
         doc = inspect.getdoc(rule) or ""
         formula = re.search(r"Formula: (.*?)(?:\n\n|\Z)", doc, re.DOTALL)

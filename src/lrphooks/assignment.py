@@ -14,7 +14,7 @@ from lrphooks import matching
 from lrphooks.engine.errors import LRPError
 from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.input import InputRule
-from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU, Identity, Pass
+from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU, Identity, OperationRule, Pass
 from lrphooks.torch_private import Convolution
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def cannot_serve(rule: Rule, module: nn.Module) -> str | None:
     native = type(module).__module__.startswith("torch.nn.modules") and type(module).__name__ != "Identity"
     if isinstance(rule, LayerRule):
         return None if is_linear_layer(module) else _without_weight(module, native=native)
-    if is_linear_layer(module) and not isinstance(rule, Gradient | Pass | Constant):
+    if is_linear_layer(module) and not isinstance(rule, Gradient | Pass | Constant | OperationRule):
         return "the rule is not for linear layers"
     if isinstance(rule, GuidedReLU | DeconvReLU) and native and not isinstance(module, nn.ReLU):
         return "the rule is for torch.nn.ReLU"

@@ -25,7 +25,16 @@ from lrphooks.engine.serving import ELEMENTWISE_SELECT
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
 from lrphooks.rules.linear import LinearRule
-from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU, Identity, Normalize, Pass
+from lrphooks.rules.operation import (
+    Constant,
+    DeconvReLU,
+    Gradient,
+    GuidedReLU,
+    Identity,
+    Normalize,
+    OperationRule,
+    Pass,
+)
 from lrphooks.torch_private import version_of
 
 if TYPE_CHECKING:
@@ -164,12 +173,24 @@ def operation_sinks(seen: Seen, *, unruled: bool = False) -> Sinks:
     if all(g is None for g in seen.gradients):
         return {}
     kind, rule = seen.call.operation.kind, seen.rule
+    if isinstance(rule, OperationRule):
+        return {"rule": seen.arriving - _by_own_rule(rule, seen)}
     if isinstance(rule, Constant) and kind not in ("moments", "attention"):
         return {"rule": seen.arriving}
     if unruled or (isinstance(rule, Gradient) and kind in _NONLINEAR):
         return {"unruled" if unruled else "rule": seen.arriving - sum(seen.contributions())}
     formula = _FORMULAS.get(kind)
     return {} if formula is None else formula(seen)
+
+
+def _by_own_rule(rule: OperationRule, seen: Seen) -> float:
+    """Return what a rule of the user's own hands to all operands."""
+    (gradient,), (output,) = seen.gradients, seen.outputs
+    assert gradient is not None
+    operands = tuple({id(a): a for a in seen.carriers}.values())
+    with torch.no_grad():
+        found = rule.modified_gradients(gradient, output, operands)
+    return sum(dot(a, g) for a, g in zip(operands, found, strict=True))
 
 
 #: Where the plain gradient does not conserve by itself, so that asking for it makes a difference.

@@ -21,12 +21,13 @@ from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers import CONVENTIONS
 from lrphooks.engine.handlers.common import stop
 from lrphooks.engine.nodes import PassNode, zero_link
+from lrphooks.engine.operation_node import BehindNode
 from lrphooks.engine.passing import Source, passed
 from lrphooks.engine.provenance import function_of, made_at, past_hooks
 from lrphooks.engine.unmatched import KEEP, entry, report
 from lrphooks.engine.weighted import SUMS
 from lrphooks.operations import by_node
-from lrphooks.rules.operation import Constant, Gradient, Identity, Pass
+from lrphooks.rules.operation import Constant, Gradient, Identity, OperationRule, Pass
 from lrphooks.torch_private import is_view, preserve_version
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _serve_function(run: Run, tensor: Tensor, node: Any, function: type[Function
         stop(run, tensor)
         return "stopped"
     facts.write(tensor, run)
-    if isinstance(rule, Identity | Pass):
+    if isinstance(rule, Identity | Pass | OperationRule):
         _pass(run, tensor, function, rule)
     elif rule is None:
         _report(run, node, function, tuple(tensor.shape))
@@ -152,7 +153,7 @@ def _report_hidden(run: Run, nodes: list[Any], *shapes: tuple[int, ...]) -> None
     report(run, "operations out of sight", reason, way, shapes, nodes)
 
 
-def _pass(run: Run, y: Tensor, function: type[Function], rule: Identity | Pass) -> None:
+def _pass(run: Run, y: Tensor, function: type[Function], rule: Identity | Pass | OperationRule) -> None:
     who = f"{rule!r} on autograd function {function.__name__} in {run.name_of_running()}"
     instead = f"Give it lrphooks.rules.Gradient() or Constant(), or write {function.__name__} in operations of torch."
     if is_view(y):
@@ -171,6 +172,12 @@ def _pass(run: Run, y: Tensor, function: type[Function], rule: Identity | Pass) 
             f"{who} needs the function's input, which it does not keep for its backward pass (ctx.save_for_backward). "
             f"{instead}"
         )
+    if isinstance(rule, OperationRule):
+        copy = y.clone()
+        # The data stays as it is, so the function may go on using what it kept.
+        with preserve_version(y):
+            BehindNode.apply(run, rule, f"autograd function {function.__name__}", kept[0], y, copy)
+        return
     if kept[0].shape != y.shape:
         raise LRPError(
             f"{who} needs an output of the input's shape {tuple(kept[0].shape)}, got {tuple(y.shape)}. {instead}"
@@ -198,7 +205,7 @@ def _check_functions_before(run: Run, y: Tensor, function: type[Function]) -> No
             rule = run.plan.function_rule(before)
             if rule is None:
                 _report(run, node, before)
-            elif isinstance(rule, Constant | Identity | Pass):
+            elif isinstance(rule, Constant | Identity | Pass | OperationRule):
                 raise LRPError(
                     f"{rule!r} on autograd function {before.__name__} in {run.name_of_running()} cannot be set, "
                     f"because autograd function {function.__name__} consumes its result out of sight. Give it "

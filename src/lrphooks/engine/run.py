@@ -25,6 +25,7 @@ from lrphooks.engine.handlers.native import NATIVE, native
 from lrphooks.engine.inheritance import inherit
 from lrphooks.engine.interception import Interception, checkpoint_around, notice_checkpoint
 from lrphooks.engine.nodes import InputNode, Passes, ScaleNode
+from lrphooks.engine.operation_node import operation
 from lrphooks.engine.passing import Source
 from lrphooks.engine.provenance import SEEN, Provenance
 from lrphooks.engine.serving import serves
@@ -34,7 +35,7 @@ from lrphooks.layers.linear_map import Summation, along
 from lrphooks.operations import Operation, classify, expression
 from lrphooks.operations.names import OF_TWO, SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Gradient, Normalize
+from lrphooks.rules.operation import Gradient, Normalize, OperationRule
 from lrphooks.torch_private import (
     OutOfSight,
     any_backward_hooks,
@@ -292,16 +293,19 @@ class Run:
         """Run a call whose operands are ready, under its rule."""
         kind = call.operation.kind
         if kind == "unknown":
-            rule = self.plan.operation_rule(call.operation, self.frames)
-            return self.observed(call, rule or Gradient(), HANDLERS["unknown"])
+            given = self.plan.operation_rule(call.operation, self.frames)
+            own = isinstance(given, OperationRule)
+            return self.observed(call, given or Gradient(), operation if own else HANDLERS["unknown"])
         if kind == "linear":
-            return linear.linear(self, call, self.rule(call))
+            rule = self.rule(call)
+            own = isinstance(rule, OperationRule)
+            return self.observed(self.shielded(call), rule, operation) if own else linear.linear(self, call, rule)
         if (written := self._written_out(call, found)) is not None:
             return written
         if found.constants:
             call = call.replaced({id(t): self.shield(t) for t in found.constants})
         rule = self.rule(call)
-        out = self.observed(call, rule, HANDLERS[kind])
+        out = self.observed(call, rule, operation if isinstance(rule, OperationRule) else HANDLERS[kind])
         inherit(self, call, found.known, rule, out)
         return out
 

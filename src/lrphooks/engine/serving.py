@@ -20,6 +20,7 @@ from lrphooks.rules.operation import (
     GuidedReLU,
     Identity,
     Normalize,
+    OperationRule,
     Pass,
     Proportional,
     TakesAll,
@@ -56,12 +57,12 @@ SERVED: dict[Kind, tuple[type[Rule], ...]] = {
 }
 
 #: The rules that an autograd function of the model's own can have.
-FUNCTION: tuple[type[Rule], ...] = (Gradient, Constant, *_ELEMENTWISE)
+FUNCTION: tuple[type[Rule], ...] = (Gradient, Constant, *_ELEMENTWISE, OperationRule)
 
 
 def serves(rule: Rule, operation: Operation) -> bool:
     """Whether an operation can have a rule."""
-    if isinstance(rule, Gradient | Constant) or operation.kind == "recurrent":
+    if isinstance(rule, Gradient | Constant | OperationRule) or operation.kind == "recurrent":
         # A recurrent layer says itself what its cells want.
         return True
     if operation.kind == "select":

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from lrphooks.rules.base import Rule, number
 
@@ -171,3 +175,33 @@ class DeconvReLU(Rule):
     ----------
     Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
     """
+
+
+@dataclass(frozen=True)
+class OperationRule(Rule, ABC):
+    """A rule of your own for any operation, also for one that lrphooks does not know: a subclass with one method.
+
+    Formula: ``R_a = a * G_a`` for each operand a, with the ``G_a`` that :meth:`modified_gradients` returns.
+
+    Subclasses are frozen dataclasses, so that they print, compare and hash as other rules do.
+
+    Examples
+    --------
+    >>> @dataclass(frozen=True)
+    ... class Halves(OperationRule):
+    ...     def modified_gradients(self, gradient, output, operands):
+    ...         return [gradient * output / (2 * a) for a in operands]
+    >>> composite = Composite([(torch.atan2, Halves()), (AnyLinear, Epsilon())])
+    """
+
+    @abstractmethod
+    def modified_gradients(
+        self, gradient: Tensor, output: Tensor, operands: tuple[Tensor, ...]
+    ) -> Sequence[Tensor | None]:
+        """Return the modified gradient of each operand, of its shape, or None for one that receives nothing.
+
+        gradient: the modified gradient G that arrives at the output, of its shape. output: the value z of the
+        operation. operands: those that depend on the explained input, in the order of the call.
+        Relevance that is differentiated needs it to be a differentiable function of all three, as what is written in
+        operations of torch is.
+        """
