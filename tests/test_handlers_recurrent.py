@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from lrphooks import Composite, LRPError, UnmatchedError, composites
-from lrphooks.matching import AnyLinear, Gate
-from lrphooks.rules import Constant, Epsilon, Flat, Gradient, Identity, Proportional, Uniform
+from lrphooks import Composite, LRPError, UnmatchedError, composites, lrp
+from lrphooks.matching import AnyLinear, First, Gate
+from lrphooks.rules import Constant, Epsilon, Flat, Gamma, Gradient, Identity, Pass, Proportional, Uniform
 from references import recurrent
 from references.operations import gradient_times_input
 from small_networks import equal, relevance, weighting
@@ -295,3 +295,25 @@ def test_parameters_receive_nothing_and_the_flat_weights_stay():
     relevance(Composite([EXACT]), model, torch.randn(2, 3, 3, dtype=torch.float64))
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("delivers", [False, True])
+def test_all_cells_of_a_first_layer_have_its_rule(delivers, close):
+    """The cells are one layer, also those that see the hidden state."""
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.lstm, self.head = nn.LSTM(3, 4, num_layers=2, batch_first=True), nn.Linear(4, 2)
+            self.double()
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0][:, -1])
+
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    # A rule that hands on relevance itself has the cells run one by one.
+    others = [(nn.Tanh, Pass())] if delivers else []
+    first = Composite([*others, (First(AnyLinear), Gamma(1.0)), (AnyLinear, Epsilon(0))])
+    named = Composite([*others, (nn.LSTM, Gamma(1.0)), (AnyLinear, Epsilon(0))])
+    close(lrp(Reads(), x, 1, first), lrp(Reads(), x, 1, named), 1e-12)

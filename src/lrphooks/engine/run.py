@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType
@@ -16,6 +16,7 @@ from lrphooks.engine import containers, facts, functions, linear, passing, settl
 from lrphooks.engine.cache import WeightCache
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import check_input, nothing_to_explain, refuse_reentrant_checkpoint
+from lrphooks.engine.claims import layer_rule, sum_rule
 from lrphooks.engine.cuts import Cuts
 from lrphooks.engine.epsilon_node import keep
 from lrphooks.engine.handlers import CONVENTIONS, HANDLERS, softmax
@@ -28,7 +29,6 @@ from lrphooks.engine.nodes import InputNode, Passes, ScaleNode
 from lrphooks.engine.operation_node import operation
 from lrphooks.engine.passing import Source
 from lrphooks.engine.provenance import SEEN, Provenance
-from lrphooks.engine.serving import serves
 from lrphooks.engine.unmatched import Reports, entry, report
 from lrphooks.engine.weighted import SUMS, summed_product, weighted_product, weighted_sum, with_bias, with_summand
 from lrphooks.layers.linear_map import Summation, along
@@ -115,7 +115,7 @@ class Run:
         #: The recurrent operation whose cells are running.
         self.unrolled = ""
         #: The layers that took a rule for first layers, by its entry.
-        self._claimed: dict[int, Any] = {}
+        self.claimed: dict[int, Any] = {}
         self.provenance = Provenance()
         self.reports = Reports()
         self.cuts = Cuts()
@@ -387,7 +387,7 @@ class Run:
             product = None
         if product is not None:
             named = call if kind != "combination" else Call(classify("matmul"), call.function, call.args, call.kwargs)
-            rule = self._layer_rule(named, product.tensors[1], fresh=found.fresh)
+            rule = layer_rule(self, named, product.tensors[1], fresh=found.fresh)
             if rule is not None:
                 out = linear.execute(self, call, rule, product.map, product.tensors, product.function)
                 if product.tensors[2] is None:
@@ -396,7 +396,7 @@ class Run:
         elif kind == "added product" and (apart := with_summand(self, call)) is not None:
             return apart
         if self.plan.rules_sums and call.operation.name in SUMS and len(call.dependent) > 1:
-            rule = self._sum_rule(call)
+            rule = sum_rule(self, call)
             addition = None if rule is None else weighted_sum(self, call)
             if addition is not None and rule is not None:
                 return self._sum(call, rule, addition)
@@ -436,7 +436,7 @@ class Run:
         if kind == "linear":
             weight = call.argument(1, "weight")
             known = [facts.read(t, self) for t in call.dependent]
-            rule = self._layer_rule(call, weight, fresh=all(each is not None and each.fresh for each in known))
+            rule = layer_rule(self, call, weight, fresh=all(each is not None and each.fresh for each in known))
             if rule is None:
                 self.unmatched(call, "no entry of the composite gives a rule for this linear layer")
                 return Gradient()
@@ -445,57 +445,3 @@ class Run:
             rule = self.plan.operation_rule(call.operation, self.frames)
             call.rule = rule or (CONVENTIONS[kind] if self.times_input else Gradient())
         return call.rule
-
-    def _layer_rule(self, call: Call, weight: Any, *, fresh: bool) -> Rule | None:
-        """Return the rule of a linear layer: by the module that runs it, the owner of its weight, or the function.
-
-        ``fresh`` tells that no linear layer is behind its input.
-        """
-        frame = self.frames[-1] if self.frames else None
-        if frame is not None:
-            frame.served = True
-        running = frame.module if frame else None
-        module = self.plan.layer_module(running, weight)
-        candidates = self.plan.layer_candidates(module, call.operation, self.frames)
-        return self._claimable(call, weight, module, candidates, fresh=fresh)
-
-    def _sum_rule(self, call: Call) -> Rule | None:
-        """Return the rule for linear layers that a sum has, or None; the module that adds has no say in it."""
-        candidates = self.plan.layer_candidates(None, call.operation, self.frames)
-        served = ((rule, first) for rule, first in candidates if serves(rule, call.operation))
-        return self._claimable(call, None, None, served, fresh=False)
-
-    def _claimable(
-        self,
-        call: Call,
-        weight: Tensor | None,
-        module: nn.Module | None,
-        candidates: Iterable[tuple[Rule, int | None]],
-        *,
-        fresh: bool,
-    ) -> Rule | None:
-        """Return the first of the rules that is not for a first layer which another was executed before.
-
-        Each layer that sees the input before another linear layer did counts as first, and each of its calls.
-        """
-        running = self.frames[-1].module if self.frames else None
-        if self.unrolled:
-            owner: Any = id(running), self.unrolled
-        elif module is not None:
-            owner = id(module)
-        else:
-            base = weight if weight is None else base_of(weight)
-            base = weight if base is None else base
-            owner = id(base) if base is not None and base.is_leaf else (id(running), call.operation.name)
-        # The cells of a recurrent layer are one layer; a checkpoint that runs again finds the first layer where it was.
-        again = bool(self.unrolled) or current_backward_pass() != -1
-        for rule, first in candidates:
-            if first is None:
-                return rule
-            claimed = self._claimed.get(first)
-            if claimed is None or fresh or (claimed == owner and again):
-                if claimed is None:
-                    # What sees the input itself is found by that when it runs again.
-                    self._claimed[first] = object() if fresh else owner
-                return rule
-        return None
