@@ -93,8 +93,8 @@ def check_rule(rule: OperationRule, operation: Any, *operands: Tensor, tolerance
     _differentiates(rule, function, whole, leaves, seed, tolerance)
     unexplained = audit(_Model(function), given, lambda out: out * seed, composite).unexplained
     assert unexplained <= tolerance, f"{rule!r}: the audit leaves {unexplained:.1e} unexplained"
-    assert pickle.loads(pickle.dumps(rule)) == rule, f"{rule!r}: a pickled rule is not equal to it"  # noqa: S301
-    assert hash(rule) == hash(pickle.loads(pickle.dumps(rule))), f"{rule!r}: equal rules have different hashes"  # noqa: S301
+    assert pickle.loads(pickle.dumps(rule)) == rule, f"{rule!r}: a pickled rule is not equal to it"  # noqa: S301 -- what was just pickled here
+    assert hash(rule) == hash(pickle.loads(pickle.dumps(rule))), f"{rule!r}: equal rules have different hashes"  # noqa: S301 -- what was just pickled here
     assert "object at 0x" not in repr(rule), f"{rule!r} does not print as the call that made it"
 
 

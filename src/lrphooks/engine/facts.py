@@ -180,11 +180,6 @@ def hand_on(source: Tensor, target: Tensor, run: Run, **known: Any) -> None:
 _OF_VALUES = ("constant", "nonnegative", "offset", "degree", "contracted", "fresh")
 
 
-def erase(tensor: Tensor) -> None:
-    """Forget what is known of the tensor."""
-    tensor.__dict__.pop(_ATTRIBUTE, None)
-
-
 class Remembered:
     """What is known of values by their places in the graph, while a model with backward hooks runs.
 

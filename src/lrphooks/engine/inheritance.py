@@ -80,7 +80,7 @@ def _degree(known: Known) -> dict[str, Any]:
 
 #: What is of the kind "shape" and does not only move elements: it draws, or changes the type.
 _CHANGES = frozenset(
-    "dropout dropout1d dropout2d dropout3d feature_dropout half bfloat16 cfloat cdouble chalf".split()  # noqa: SIM905
+    "dropout dropout1d dropout2d dropout3d feature_dropout half bfloat16 cfloat cdouble chalf".split()  # noqa: SIM905 -- as names.py lists them
 )
 
 

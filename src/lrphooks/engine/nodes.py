@@ -334,21 +334,19 @@ class PassNode(Node):
 class TwinNode(Node):
     """A value computed in one piece, with the autograd graph of a twin that computes the same step by step.
 
-    The twin's own nodes tell the passes apart. The value comes in a tuple, which autograd looks past; it may be
-    ``factor`` times the twin.
+    The twin's own nodes tell the passes apart. The value comes in a tuple, which autograd looks past.
     """
 
     @staticmethod
-    def forward(ctx: Any, value: tuple[Tensor], twin: Tensor, factor: float = 1.0) -> Tensor:
+    def forward(ctx: Any, value: tuple[Tensor], twin: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.factor = factor
         return value[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return absent(ctx)
-        return None, gradient if ctx.factor == 1.0 else gradient * ctx.factor, None
+        return None, gradient
 
 
 class ShareNode(Node):
