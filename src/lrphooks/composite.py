@@ -28,7 +28,7 @@ class Composite:
     ----------
     entries
         Pairs of a matcher (see :mod:`lrphooks.matching`) and a rule. Operations that no entry names follow the
-        conventions (:data:`lrphooks.engine.handlers.CONVENTIONS`); linear layers must be matched.
+        conventions (:data:`lrphooks.engine.conventions.CONVENTIONS`); linear layers must be matched.
     unmatched
         What to do with a linear layer or an operation that has no rule: raise an error (the default), warn, or
         silently keep its plain gradient.

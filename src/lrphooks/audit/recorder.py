@@ -21,9 +21,10 @@ from lrphooks.rules.operation import Pass
 from lrphooks.torch_private import base_of, is_view
 
 if TYPE_CHECKING:
+    from lrphooks.engine.frame import Frame
     from lrphooks.engine.layer_call import LayerCall
     from lrphooks.engine.nodes import Passes
-    from lrphooks.engine.run import Frame, Run
+    from lrphooks.engine.run import Run
 
 #: Under this name the node of a link holds the record that the link leads to.
 _OWNER = "lrphooks record"

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lrphooks.engine import containers
 from lrphooks.engine.call import Call, tensors_in
+from lrphooks.engine.conventions import CONVENTIONS
 from lrphooks.engine.errors import LRPError
-from lrphooks.engine.handlers import CONVENTIONS
 from lrphooks.engine.handlers.products import denominator_of
 from lrphooks.engine.reporting import Place
 from lrphooks.engine.unmatched import NO_DERIVATIVE, Unmatched, nodes_behind, way_without_derivative

@@ -150,6 +150,11 @@ def read(tensor: Tensor, run: Run) -> Facts | None:
     return None if run.remembered is None else run.remembered.find(tensor, run)
 
 
+def hang_on(tensor: Tensor) -> bool:
+    """Whether facts hang on a tensor, of whatever run and state."""
+    return _ATTRIBUTE in tensor.__dict__
+
+
 def write(tensor: Tensor, run: Run, **known: Any) -> None:
     """Note facts about the tensor, beside those that still hold."""
     found = read(tensor, run)

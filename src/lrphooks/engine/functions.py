@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from lrphooks.engine import facts
+from lrphooks.engine.conventions import CONVENTIONS
 from lrphooks.engine.errors import LRPError
-from lrphooks.engine.handlers import CONVENTIONS
 from lrphooks.engine.handlers.common import stop
 from lrphooks.engine.nodes import PassNode, zero_link
 from lrphooks.engine.operation_node import BehindNode

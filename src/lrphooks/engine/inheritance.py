@@ -13,12 +13,10 @@ from torch import Tensor
 
 from lrphooks.engine import facts
 from lrphooks.engine.bounds import bounds_of
-from lrphooks.engine.call import Call, tensors_in
+from lrphooks.engine.call import Call, broadcast_shape, tensors_in
 from lrphooks.engine.facts import Facts, Offset
 from lrphooks.layers.linear_map import Moved
 from lrphooks.operations import Kind, names
-from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Constant
 from lrphooks.torch_private import OutOfSight, concrete
 
 if TYPE_CHECKING:
@@ -29,12 +27,9 @@ Known = Sequence[Facts | None]
 Inherits = Callable[["Run", Call, Known], dict[str, Any]]
 
 
-def inherit(run: Run, call: Call, known: Known, rule: Rule, out: Any) -> None:
+def inherit(run: Run, call: Call, known: Known, inherits: Inherits, out: Any) -> None:
     """Note on the results of a call what they inherit; ``known`` is from before it ran."""
-    handed = INHERITS.get(call.operation.kind)
-    if handed is None or isinstance(rule, Constant):
-        return
-    told = handed(run, call, known)
+    told = inherits(run, call, known)
     if not told:
         return
     results = (call.args[0],) if call.operation.in_place and call.args else tensors_in((out,))
@@ -341,7 +336,7 @@ def _sum_offset(run: Run, call: Call, known: Known) -> Offset | None:
 def _spreads(call: Call) -> bool:
     """Whether a product is one of all elements with all, as of a column and a row."""
     shapes = [t.shape for t in _tensors(call)]
-    size = math.prod(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    size = math.prod(broadcast_shape(*shapes))
     return all(math.prod(shape) < size for shape in shapes)
 
 

@@ -20,10 +20,10 @@ from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transform
 from lrphooks.engine.cuts import has_values
 from lrphooks.engine.ending import Ending, close_interrupted
 from lrphooks.engine.epsilon_node import keep
-from lrphooks.engine.provenance import SEEN
+from lrphooks.engine.execution import execute, runs_plainly
 from lrphooks.engine.reporting import Place
 from lrphooks.engine.tensor_hooks import never_empty
-from lrphooks.operations import lookup, names
+from lrphooks.operations import Operation, lookup, names
 from lrphooks.torch_private import (
     current_backward_pass,
     function_modes,
@@ -132,40 +132,50 @@ class Interception(TorchFunctionMode):
     __exit__ = Ending(leave, lambda mode: mode)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operation = lookup(func)
+        operation, kwargs = lookup(func), kwargs or {}
         if not self._depths:
             # Without a block that it belongs to, it was left by an interrupt.
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         if operation.kind == "passive":
-            return self._passive(operation.name, func, args, kwargs or {})
+            return self._passive(operation.name, func, args, kwargs)
         if not torch.is_grad_enabled():
-            return self._without_gradients(Call(operation, func, args, kwargs or {}))
+            return self._without_gradients(Call(operation, func, args, kwargs))
+        run = self.run
         if transforms_active():
             moves = operation.kind in ("shape", "split")
-            refuse_transformed(tensors_in((args, kwargs or {})), self.run.carries, moves=moves)
-        run = self.run
+            refuse_transformed(tensors_in((args, kwargs)), run.carries, moves=moves)
         if top_saved_tensors_hooks(True) is not None:
             notice_checkpoint(run)
-            keep_facts(run, tensors_in((args, kwargs or {})))
+            keep_facts(run, tensors_in((args, kwargs)))
+        elif not kwargs and runs_plainly(run, operation, args):
+            out = func(*args)
+            if isinstance(out, Tensor) and out is not args[0] and out.grad_fn is not None:
+                run.provenance.made(out.grad_fn)
+                return out
+            return self._see(operation, func, args, kwargs, out)
         try:
-            out = run.execute(operation, func, args, kwargs or {})
+            out = execute(run, operation, func, args, kwargs)
         except Exception:
             # It may be the first to take what an operation without a rule made.
-            run.tell(tensors_in((args, kwargs or {})))
+            run.tell(tensors_in((args, kwargs)))
             raise
+        return self._see(operation, func, args, kwargs, out)
+
+    def _see(self, operation: Operation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        """Note what a call in sight made, and what is to be said of it."""
+        run = self.run
         # Written out for the usual case, since this is for every call.
         if isinstance(out, Tensor) and not (args and out is args[0]):
-            node: Any = out.grad_fn
-            if node is not None:
-                node.metadata[SEEN] = run.provenance.token
+            if out.grad_fn is not None:
+                run.provenance.see_node(out.grad_fn)
             elif has_values(out):
-                run.cuts.without_derivative(run, Call(operation, func, args, kwargs or {}), out)
+                run.cuts.without_derivative(run, Call(operation, func, args, kwargs), out)
         else:
             run.provenance.see(tensors_in((args[:1], out)))
         if run.reports.new:
             run.reports.place(tensors_in((args[0] if out is None and args else out,)))
         if run.cuts.held:
-            run.cuts.use(run, Call(operation, func, args, kwargs or {}), out)
+            run.cuts.use(run, Call(operation, func, args, kwargs), out)
         return out
 
     def _without_gradients(self, call: Call) -> Any:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lrphooks.engine import containers, facts, functions, settling
 from lrphooks.engine.nodes import OutputNode
-from lrphooks.engine.provenance import SEEN
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -27,7 +26,7 @@ def leave_outputs(run: Run, output: Any) -> Any:
 
 def _leave(run: Run, output: Tensor) -> Tensor:
     node: Any = output.grad_fn
-    unseen = node is not None and node.metadata.get(SEEN) is not run.provenance.token
+    unseen = node is not None and not run.provenance.in_sight(node)
     if unseen and facts.read(output, run) is None and run.provenance.leads(output):
         functions.serve(run, output)
     note = facts.read(output, run)

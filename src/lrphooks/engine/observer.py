@@ -12,8 +12,9 @@ from lrphooks.rules.base import Rule
 
 if TYPE_CHECKING:
     from lrphooks.engine.call import Call
+    from lrphooks.engine.frame import Frame
     from lrphooks.engine.layer_call import LayerCall
-    from lrphooks.engine.run import Frame, Run
+    from lrphooks.engine.run import Run
 
 
 class Observer(ABC):

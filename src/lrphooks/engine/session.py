@@ -20,12 +20,13 @@ from lrphooks.engine.checks import check_gradients_enabled, check_model, refuse_
 from lrphooks.engine.eager import EAGER
 from lrphooks.engine.ending import Ending, close_interrupted
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.frame import Frame
 from lrphooks.engine.hooks import Hooks, forward_of, inside_another
 from lrphooks.engine.interception import THREAD, Interception, take_off
 from lrphooks.engine.leaving import leave_outputs
 from lrphooks.engine.plan import Plan
 from lrphooks.engine.provenance import Given
-from lrphooks.engine.run import Frame, Run
+from lrphooks.engine.run import Run
 from lrphooks.torch_private import current_backward_pass, set_gradients
 
 if TYPE_CHECKING:

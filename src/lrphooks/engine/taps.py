@@ -31,7 +31,8 @@ from lrphooks.torch_private import is_view, version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.call import Call
-    from lrphooks.engine.run import Frame, Run
+    from lrphooks.engine.frame import Frame
+    from lrphooks.engine.run import Run
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lrphooks.engine import facts
-from lrphooks.engine.call import Call, tensors_in
+from lrphooks.engine.call import Call, broadcast_shape, tensors_in
 from lrphooks.engine.epsilon_node import EpsilonCall
 from lrphooks.engine.facts import Facts
 from lrphooks.engine.layer_call import saving_hooks
@@ -249,7 +249,7 @@ def weighted_sum(run: Run, call: Call) -> tuple[Summation, tuple[Tensor, Tensor,
     if run.watched:
         assert run.observer is not None
         summands = [run.observer.probe(run, summand) for summand in summands]
-    shape = torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]
+    shape = broadcast_shape(first.shape, second.shape)
     stacked = torch.stack([summand.expand(shape) for summand in summands])
     # What is infinite masks; its share of nothing would be no number.
     operands = torch.nan_to_num(stacked, nan=math.nan, posinf=0.0, neginf=0.0)

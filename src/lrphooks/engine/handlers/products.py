@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lrphooks.engine import facts
-from lrphooks.engine.call import Call, tensors_in
+from lrphooks.engine.call import Call, broadcast_shape, tensors_in
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import exchanged, in_place, plain, positional
 from lrphooks.engine.nodes import GatedNode, ScaleNode, ShareNode
@@ -111,11 +111,11 @@ def _is_smaller(call: Call, carriers: list[Tensor]) -> bool:
         return False
     a, b = tensors
     if call.operation.name == "mul":
-        shape = torch.broadcast_shapes(a.shape, b.shape)
+        shape = broadcast_shape(a.shape, b.shape)
     elif a.dim() < 2 or b.dim() < 2:
         return False
     else:
-        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        batch = broadcast_shape(a.shape[:-2], b.shape[:-2])
         shape = (*batch, a.shape[-2], b.shape[-1])
     return bool(math.prod(shape) < a.numel() + b.numel())
 

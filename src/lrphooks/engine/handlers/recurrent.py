@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lrphooks.engine import facts, unrolled
 from lrphooks.engine.call import Call
+from lrphooks.engine.claims import rule_of_layer
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.nodes import TwinNode, unaliased
@@ -115,7 +116,7 @@ def _stack(run: Run, name: str, arguments: dict[str, Any]) -> Stack | None:
     projected = len(params) != arguments["num_layers"] * directions * (4 if arguments["has_biases"] else 2)
     if projected or torch.is_autocast_enabled(x.device.type):
         return None
-    rule = run.rule(Call(Operation("linear", "linear"), F.linear, (x, params[0]), {}, [x]))
+    rule = rule_of_layer(run, Call(Operation("linear", "linear"), F.linear, (x, params[0]), {}, [x]))
     if not (isinstance(rule, Gradient) or (isinstance(rule, LinearRule) and rule.separable)):
         return None
     return Stack(

@@ -36,9 +36,9 @@ class Part:
 
 def recognize(run: Run, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Return the result of an operation, with the graph of a softmax where it completes one."""
-    if operation.name not in _STEPS or not isinstance(out, Tensor) or not args:
+    if not isinstance(out, Tensor) or not args:
         return out
-    part = _STEPS[operation.name](run, args, kwargs)
+    part = STEPS[operation.name](run, args, kwargs)
     if part is None:
         return out
     if isinstance(part, Part):
@@ -118,7 +118,8 @@ def _same(first: Tensor, second: Tensor) -> bool:
     return first is second or (first.shape == second.shape and torch.equal(first, second))
 
 
-_STEPS = {
+#: The operations that a softmax may be written out in.
+STEPS = {
     "exp": _exponential,
     "exp2": _exponential_of_2,
     "sum": _sum,
