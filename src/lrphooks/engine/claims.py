@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lrphooks.engine import facts
 from lrphooks.engine.call import Call
 from lrphooks.engine.facts import Facts
 from lrphooks.engine.serving import serves
@@ -19,9 +18,8 @@ if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
 
-def rule_of_layer(run: Run, call: Call) -> Rule:
+def rule_of_layer(run: Run, call: Call, known: Sequence[Facts | None]) -> Rule:
     """Return the rule of a call of a linear layer; one without any is told of, and keeps its gradient."""
-    known = [facts.read(t, run) for t in call.dependent]
     rule = layer_rule(run, call, call.argument(1, "weight"), known)
     if rule is None:
         run.unmatched(call, "no entry of the composite gives a rule for this linear layer")

@@ -30,6 +30,7 @@ from lrphooks.layers.linear_map import Summation, along
 from lrphooks.operations import Operation, classify
 from lrphooks.operations.names import OF_TWO, SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
+from lrphooks.rules.linear import LinearRule
 from lrphooks.rules.operation import Constant, Gradient, Normalize, OperationRule
 from lrphooks.torch_private import is_view
 
@@ -60,61 +61,85 @@ class Decision:
     """What is done with an operation in a module: its rule, what runs it, and what its results inherit.
 
     plain: nothing at all, where nothing is known of its operands but that they carry relevance.
+    positive: its results are not negative then.
     """
 
-    rule: Rule
+    rule: Rule | None
     handler: Handler
     inherits: Inherits | None
     plain: bool
+    positive: bool
 
 
-def runs_plainly(run: Run, operation: Operation, args: tuple[Any, ...]) -> bool:
-    """Whether a call hands on its plain gradient and what is known of its operands, which is nothing.
+def runs_plainly(run: Run, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Decision | None:
+    """Return the decision on a call that hands on its plain gradient, if nothing is known of its operands.
 
-    It is the shortest answer to what :func:`execute` asks, for most moves and sums of activations.
+    It is the shortest answer to what :func:`execute` asks: for most moves, sums of activations and ReLUs, and for
+    frozen layers whose rule is the gradient.
     """
-    if operation.kind not in _MAYBE_PLAIN or operation.in_place or run.looked_on or not decided(run, operation).plain:
-        return False
-    found = False
+    kind = operation.kind
+    if (
+        kind not in _MAYBE_PLAIN
+        or operation.in_place
+        or run.looked_on
+        or not (decision := decided(run, operation)).plain
+    ):
+        return None
+    if kwargs and (kwargs.get("inplace") or not _INERT.issuperset(map(type, kwargs.values()))):
+        return None
+    layer, carries = kind == "linear", 0
     for value in args:
-        if type(value) is Tensor:
-            node = value.grad_fn
-            if node is None or facts.hang_on(value) or not run.provenance.is_plain(node):
-                return False
-            found = True
-        elif type(value) not in _INERT and not (type(value) in _SEQUENCES and _INERT.issuperset(map(type, value))):
-            return False
-        elif operation.kind != "shape" and type(value) in _NUMBERS:
-            # A number that is added is an offset.
-            return False
-    return found
+        kind_of = type(value)
+        if kind_of in _INERT or (kind_of in _SEQUENCES and _INERT.issuperset(map(type, value))):
+            continue
+        node = value.grad_fn if kind_of is Tensor else None
+        if node is not None and not facts.hang_on(value) and run.provenance.is_plain(node):
+            carries += 1
+        elif not (layer and kind_of in _TENSORS and not value.requires_grad):
+            return None
+    if layer:
+        run.frames[-1].served = True
+        return decision if carries == 1 and args[0].requires_grad and not run.delivers else None
+    # A number that is added is an offset.
+    numbers = kind == "combination" and not _NUMBERS.isdisjoint(map(type, (*args, *kwargs.values())))
+    return decision if carries and not numbers else None
 
 
-_MAYBE_PLAIN = frozenset(("shape", "combination"))
+_MAYBE_PLAIN = frozenset(("shape", "combination", "relu", "softmax", "linear"))
+_TENSORS = frozenset((Tensor, nn.Parameter))
 #: Arguments that hold no tensor.
 _INERT = frozenset((int, float, bool, str, type(None), slice, type(...), torch.dtype, torch.memory_format))
 _SEQUENCES = frozenset((tuple, list, torch.Size))
 _NUMBERS = frozenset((int, float, bool))
 #: Sums of activations whose results inherit nothing where nothing is known of these.
 _PLAIN_SUMS = frozenset(("add", "sub"))
+#: Kinds whose results may come from elsewhere than from their operands: they run functions, or are not known.
+_OF_ANYTHING = frozenset(("composed", "unknown", "recurrent"))
 
 
 def execute(
     run: Run, operation: Operation, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Run one torch call of the model under its rule."""
-    name = operation.name
     # Of x.type_as(y) and its like, the second operand gives a shape or a type alone.
-    data = args[:1] if name in SHAPED_BY_ANOTHER else (*args, *kwargs.values()) if kwargs else args
+    data = args[:1] if operation.name in SHAPED_BY_ANOTHER else (*args, *kwargs.values()) if kwargs else args
     found = survey(run, data)
-    if name in OF_TWO and any(isinstance(v, Tensor) for v in (*args[1:], kwargs.get("other"))):
-        operation = classify(OF_TWO[name])
+    if operation.name in OF_TWO and any(isinstance(v, Tensor) for v in (*args[1:], kwargs.get("other"))):
+        operation = classify(OF_TWO[operation.name])
     call = Call(operation, function, args, kwargs, found.dependent)
     if not found.dependent:
         return _independent(run, call, found)
-    kind = operation.kind
-    if kind == "composed" and name in NATIVE:
+    if operation.kind == "composed" and operation.name in NATIVE:
         return native(run, call)
+    out = _dependent(run, call, found)
+    if isinstance(out, Tensor) and out.grad_fn is not None and operation.kind not in _OF_ANYTHING:
+        run.provenance.made(out.grad_fn)
+    return out
+
+
+def _dependent(run: Run, call: Call, found: Found) -> Any:
+    """Run a call of operands that carry relevance."""
+    kind, name = call.operation.kind, call.operation.name
     if kind in _JOINS and (joined := _joined(run, call, found)) is not None:
         return joined
     if call.writes_in_place:
@@ -128,7 +153,7 @@ def execute(
             # It holds the factors, and is for a sum that comes next.
             known.weighted = None
     if run.plan.softmax_is_ruled and name in softmax.STEPS:
-        return softmax.recognize(run, operation, args, kwargs, out)
+        return softmax.recognize(run, call.operation, call.args, call.kwargs, out)
     return out
 
 
@@ -216,14 +241,21 @@ def decided(run: Run, operation: Operation) -> Decision:
 
 
 def _decide(run: Run, operation: Operation) -> Decision:
-    rule, kind = run.rule_of(operation), operation.kind
+    kind = operation.kind
+    if kind == "linear":
+        # Only what runs as a module has one rule for all calls.
+        sure = run.plan.sure_rule(run.frames[-1].module) if run.frames else None
+        plain = isinstance(sure, Gradient) or (isinstance(sure, LinearRule) and sure.is_gradient)
+        return Decision(sure, handler=linear.linear, inherits=None, plain=plain, positive=False)
+    rule = run.rule_of(operation)
     own, stopped = isinstance(rule, OperationRule), isinstance(rule, Constant)
     sums = operation.name in _PLAIN_SUMS and not run.plan.rules_sums
     return Decision(
         rule,
         handler=by_rule if own else HANDLERS[kind],
         inherits=None if stopped else INHERITS.get(kind),
-        plain=isinstance(rule, Gradient) and (kind == "shape" or sums),
+        plain=isinstance(rule, Gradient) and (kind in _MAYBE_PLAIN - {"combination"} or sums),
+        positive=kind in ("relu", "softmax"),
     )
 
 
@@ -235,7 +267,7 @@ def _under_rule(run: Run, call: Call, found: Found) -> Any:
         rule = run.plan.operation_rule(operation, run.frames) or Gradient()
         return run.observed(call, rule, by_rule if isinstance(rule, OperationRule) else HANDLERS["unknown"])
     if kind == "linear":
-        rule = rule_of_layer(run, call)
+        rule = rule_of_layer(run, call, found.known)
         own = isinstance(rule, OperationRule)
         return run.observed(run.shielded(call), rule, by_rule) if own else linear.linear(run, call, rule)
     if kind in _WRITTEN and (written := _written_out(run, call, found)) is not None:
@@ -243,12 +275,11 @@ def _under_rule(run: Run, call: Call, found: Found) -> Any:
     if found.constants:
         call = call.replaced({id(t): run.shield(t) for t in found.constants})
     decision = decided(run, operation)
+    assert decision.rule is not None
     call.rule = decision.rule
     out = run.observed(call, decision.rule, decision.handler)
     if decision.inherits is not None:
         inherit(run, call, found.known, decision.inherits, out)
-    if kind != "composed" and isinstance(out, Tensor) and out.grad_fn is not None:
-        run.provenance.made(out.grad_fn)
     return out
 
 

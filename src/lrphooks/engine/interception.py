@@ -147,10 +147,12 @@ class Interception(TorchFunctionMode):
         if top_saved_tensors_hooks(True) is not None:
             notice_checkpoint(run)
             keep_facts(run, tensors_in((args, kwargs)))
-        elif not kwargs and runs_plainly(run, operation, args):
-            out = func(*args)
+        elif (decision := runs_plainly(run, operation, args, kwargs)) is not None:
+            out = func(*args, **kwargs)
             if isinstance(out, Tensor) and out is not args[0] and out.grad_fn is not None:
                 run.provenance.made(out.grad_fn)
+                if decision.positive:
+                    facts.write(out, run, nonnegative=True)
                 return out
             return self._see(operation, func, args, kwargs, out)
         try:
@@ -169,7 +171,8 @@ class Interception(TorchFunctionMode):
             if out.grad_fn is not None:
                 run.provenance.see_node(out.grad_fn)
             elif has_values(out):
-                run.cuts.without_derivative(run, Call(operation, func, args, kwargs), out)
+                layer = operation.kind == "linear"
+                run.cuts.without_derivative(run, Call(operation, func, args, kwargs), out, ruled=layer)
         else:
             run.provenance.see(tensors_in((args[:1], out)))
         if run.reports.new:

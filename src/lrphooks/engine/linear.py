@@ -32,16 +32,21 @@ from lrphooks.torch_private import version_of
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
+_DENSE = Dense()
 _CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
 
 def linear(run: Run, call: Call, rule: Rule) -> Any:
     """Run a linear layer; its rule is settled by what consumes the output."""
-    transposed = "transpose" in call.operation.name
-    names = _TRANSPOSED_ARGUMENTS if transposed else _CONVOLUTION_ARGUMENTS
-    arguments = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
-    a, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
+    name = call.operation.name
+    transposed = "transpose" in name
+    if name == "linear" and not call.kwargs:
+        a, weight, bias = (*call.args, None)[:3]
+    else:
+        names = _TRANSPOSED_ARGUMENTS if transposed else _CONVOLUTION_ARGUMENTS
+        arguments = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+        a, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
     if (weight.requires_grad and run.carries(weight)) or (bias is not None and run.carries(bias)):
         return run.observed(call, rule, _dynamic)
     if run.unrolled and isinstance(rule, LayerRule) and isinstance(rule.inner, InputRule):
@@ -50,10 +55,10 @@ def linear(run: Run, call: Call, rule: Rule) -> Any:
             "Give the recurrent layer another rule, in front: (torch.nn.LSTM, lrphooks.rules.Epsilon())."
         )
     linear_map: LinearMap
-    if call.operation.name == "linear":
-        linear_map = Dense() if weight.dim() == 2 else General(torch.matmul)
+    if name == "linear":
+        linear_map = _DENSE if weight.dim() == 2 else General(torch.matmul)
     else:
-        spatial = int(call.operation.name[-2])
+        spatial = int(name[-2])
         linear_map = bind_convolution(spatial, arguments, transposed=transposed)
     out = execute(run, call, rule, linear_map, (a, weight, bias))
     if bias is None:

@@ -91,8 +91,11 @@ class Provenance:
 
     def made(self, node: Any) -> None:
         """Note that a call in sight made the node, of operands that lead to the explained input."""
+        found = node.metadata.get(_KEY)
+        if found is self._leading:
+            return
         mark = self._mark(node)
-        node.metadata[_KEY] = self._leading if mark.leads is None else mark._replace(seen=True)
+        node.metadata[_KEY] = mark._replace(seen=True) if mark.leads is False else self._leading
 
     def in_sight(self, node: Any) -> bool:
         """Whether a call in sight made the node."""

@@ -127,17 +127,19 @@ class Run:
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Begin a module; return its arguments where they change."""
-        with OutOfSight():
-            if not torch.is_grad_enabled():
-                refuse_reentrant_checkpoint()
-            elif top_saved_tensors_hooks(True) is not None:
-                notice_checkpoint(self)
-            hooked = has_backward_hooks(module)
-            self.frames.append(Frame(module, hooked=hooked or (bool(self.frames) and self.frames[-1].hooked)))
-            if self.observer is not None and self.watched:
-                self.observer.entered(self.frames[-1], self.plan.path_of(module))
-            if id(module) in self.plan.passing:
-                args, kwargs, self.frames[-1].passing = passing.enter(self, module, args, kwargs)
+        if not torch.is_grad_enabled():
+            refuse_reentrant_checkpoint()
+        elif top_saved_tensors_hooks(True) is not None:
+            notice_checkpoint(self)
+        frames = self.frames
+        hooked = has_backward_hooks(module) or (bool(frames) and frames[-1].hooked)
+        frames.append(Frame(module, hooked=hooked))
+        if self._observer is not None or self.plan.passing:
+            with OutOfSight():
+                if self.observer is not None and self.watched:
+                    self.observer.entered(frames[-1], self.plan.path_of(module))
+                if id(module) in self.plan.passing:
+                    args, kwargs, frames[-1].passing = passing.enter(self, module, args, kwargs)
         return args, kwargs
 
     def leave(self, module: nn.Module, output: Any) -> Any:
@@ -145,7 +147,7 @@ class Run:
         if not self.frames or self.frames[-1].module is not module:
             return output
         frame = self.frames.pop()
-        if output is None or (frame.passing is None and not self.watched):
+        if output is None or (frame.passing is None and (self._observer is None or not self.watched)):
             return output
         with OutOfSight():
             if frame.passing is not None:

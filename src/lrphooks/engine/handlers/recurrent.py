@@ -116,7 +116,8 @@ def _stack(run: Run, name: str, arguments: dict[str, Any]) -> Stack | None:
     projected = len(params) != arguments["num_layers"] * directions * (4 if arguments["has_biases"] else 2)
     if projected or torch.is_autocast_enabled(x.device.type):
         return None
-    rule = rule_of_layer(run, Call(Operation("linear", "linear"), F.linear, (x, params[0]), {}, [x]))
+    first = Call(Operation("linear", "linear"), F.linear, (x, params[0]), {}, [x])
+    rule = rule_of_layer(run, first, [facts.read(x, run)])
     if not (isinstance(rule, Gradient) or (isinstance(rule, LinearRule) and rule.separable)):
         return None
     return Stack(
