@@ -26,7 +26,7 @@ from lrphooks.rules.factors import share_of_sizes
 from lrphooks.torch_private import base_of, preserve_version
 
 if TYPE_CHECKING:
-    from lrphooks.engine.nodes import Passes
+    from lrphooks.engine.passes import Passes
     from lrphooks.engine.run import Run
     from lrphooks.layers.linear_map import LinearMap
     from lrphooks.rules.linear import Epsilon

@@ -126,7 +126,7 @@ class LayerCall:
         with preserve_version(output) if dispatch_modes() else nullcontext():
             out: Tensor = GuardNode.apply(self, "in place", output, link_in, *self.tensors)
         if self.filtered is not None:
-            out, _ = FilterNode.apply(self.run, self.filtered, True, out, None)
+            out, _ = FilterNode.apply(self.run.passes, self.filtered, True, out, None)
         facts.write(out, self.run, layer=self, ruled=False)
         self._tell(out, None, linked=link_in is not None)
         return out
@@ -165,7 +165,7 @@ class LayerCall:
         with self._outside_of_later_hooks(), preserve_version(output):
             ruled, link = RuleNode.apply(self, relu_follows, in_place, output, link_in, *self.tensors)
             if self.filtered is not None:
-                ruled, link = FilterNode.apply(self.run, self.filtered, in_place, ruled, link)
+                ruled, link = FilterNode.apply(self.run.passes, self.filtered, in_place, ruled, link)
         facts.write(ruled, self.run, layer=self, ruled=True, link=None if link is None else lambda: link)
         self._tell(ruled, link, relu_follows=relu_follows, linked=link_in is not None)
         return ruled  # type: ignore[no-any-return]

@@ -32,7 +32,7 @@ def _leave(run: Run, output: Tensor) -> Tensor:
     note = facts.read(output, run)
     stopped = note is not None and note.constant == "stopped"
     settled = settling.settled(run, output)
-    out: Tensor = OutputNode.apply(run, stopped, settled)
+    out: Tensor = OutputNode.apply(run.passes, stopped, settled)
     if run.observer is not None:
         run.observer.output(run, settled, out)
     return out

@@ -158,7 +158,7 @@ def _output(
     _, weight, bias = tensors
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         function = function or call.over(tensors)
-        out: Tensor = ParameterizedMapNode.apply(run, function, linear_map.transpose, *tensors)
+        out: Tensor = ParameterizedMapNode.apply(run.passes, function, linear_map.transpose, *tensors)
         return out
     z: Tensor = call.invoke()
     if not z.requires_grad:
@@ -185,7 +185,7 @@ def _dynamic(run: Run, call: Call, rule: Rule) -> Any:
         return run.shielded(call).invoke()
     carriers = [t for t in (a, weight) if run.carries(t)]
     shares = shares_of(run, carriers, Uniform())
-    change = {id(t): ScaleNode.apply(run, share, t) for t, share in zip(carriers, shares, strict=True)}
+    change = {id(t): ScaleNode.apply(run.passes, share, t) for t, share in zip(carriers, shares, strict=True)}
     out = run.shielded(call.replaced(change)).invoke()
     if bias is None:
         known = [facts.read(t, run) for t in carriers]
@@ -234,5 +234,5 @@ def _evaluated(run: Run, call: Call, rule: Rule) -> Tensor:
         return plain(run, call, rule)  # type: ignore[no-any-return]
     tensors = (call.argument(0, "input"), *(call.argument(i, name) for i, name in enumerate(_STATISTICS, 1)))
     eps = call.argument(7, "eps", 1e-5)
-    out: Tensor = BatchNormNode.apply(run, call.over(tensors), eps, *tensors)
+    out: Tensor = BatchNormNode.apply(run.passes, call.over(tensors), eps, *tensors)
     return out

@@ -23,7 +23,6 @@ from lrphooks.engine.derivatives import of_parameters, true_derivative
 from lrphooks.engine.errors import LRPError
 from lrphooks.torch_private import (
     base_of,
-    current_backward_pass,
     dispatch_modes,
     is_view,
     out_of_selective_checkpoint,
@@ -32,34 +31,7 @@ from lrphooks.torch_private import (
 )
 
 if TYPE_CHECKING:
-    from lrphooks.engine.run import Run
-
-
-class Passes:
-    """Which backward passes over the graph of one run are relevance passes."""
-
-    __slots__ = ("_derivatives", "_identifiers", "differentiable")
-
-    def __init__(self) -> None:
-        #: Whether relevance was made that may be differentiated, so that other passes have a meaning.
-        self.differentiable = False
-        self._identifiers: set[int] = set()
-        self._derivatives: set[int] = set()
-
-    def begin(self) -> None:
-        """Declare the backward pass now running to be a relevance pass, unless it differentiates relevance."""
-        current = current_backward_pass()
-        if current not in self._derivatives:
-            self._identifiers.add(current)
-
-    def differentiate(self) -> None:
-        """Declare the backward pass now running to differentiate relevance, so that everything in it is true."""
-        self._derivatives.add(current_backward_pass())
-
-    @property
-    def relevance(self) -> bool:
-        """Whether the backward pass now running is a relevance pass."""
-        return current_backward_pass() in self._identifiers
+    from lrphooks.engine.passes import Passes
 
 
 def alias(tensor: Tensor) -> Tensor:
@@ -102,17 +74,17 @@ class InputNode(Node):
     """The model's input: turns the modified gradient G into relevance, R = x * G."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, passes: Passes, x: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.run = run
+        ctx.passes = passes
         ctx.save_for_backward(x)
         # A copy, so that a model that writes to its input in place does so as it would without the node.
         return x.clone(), zero_link(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
-        if not ctx.run.passes.relevance:
-            if not ctx.run.passes.differentiable:
+        if not ctx.passes.relevance:
+            if not ctx.passes.differentiable:
                 raise LRPError(
                     "This backward pass reaches the explained input without having passed the model's output, so it "
                     "is no relevance: it began at a hidden activation, at an activation of an earlier forward pass, "
@@ -122,13 +94,13 @@ class InputNode(Node):
                 )
             return None, gradient
         (x,) = ctx.saved_tensors
-        if gradient is not None and ctx.run.times_input:
+        if gradient is not None and ctx.passes.times_input:
             # Where nothing arrives there is no relevance, also of a missing value.
             gradient = torch.where(gradient == 0, torch.zeros_like(gradient), gradient * x)
         total = _sum(gradient, relevance)
         if total is not None and torch.is_grad_enabled():
-            ctx.run.passes.differentiable = True
-            total = RelevanceNode.apply(ctx.run, total)
+            ctx.passes.differentiable = True
+            total = RelevanceNode.apply(ctx.passes, total)
         return None, total
 
 
@@ -140,16 +112,16 @@ class RelevanceNode(Node):
     """
 
     @staticmethod
-    def forward(ctx: Any, run: Run, relevance: Tensor) -> Tensor:
+    def forward(ctx: Any, passes: Passes, relevance: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run = run
+        ctx.passes = passes
         return alias(relevance)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return absent(ctx)
-        ctx.run.passes.differentiate()
+        ctx.passes.differentiate()
         return None, gradient
 
 
@@ -157,9 +129,9 @@ class OutputNode(Node):
     """The model's output: where a relevance pass begins."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, stopped: bool, output: Tensor) -> Tensor:
+    def forward(ctx: Any, passes: Passes, stopped: bool, output: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.stopped = run, stopped
+        ctx.passes, ctx.stopped = passes, stopped
         # A copy, since the caller may write to the output in place, which a view made here would forbid.
         return output.clone()
 
@@ -174,7 +146,7 @@ class OutputNode(Node):
                 "logits), or give the operation a rule that passes relevance: "
                 "(torch.sigmoid, lrphooks.rules.Identity())."
             )
-        ctx.run.passes.begin()
+        ctx.passes.begin()
         return None, None, gradient
 
 
@@ -185,10 +157,10 @@ class ScaleNode(Node):
     """
 
     @staticmethod
-    def forward(ctx: Any, run: Run, share: float, x: Tensor, in_place: bool = False) -> Tensor:
+    def forward(ctx: Any, passes: Passes, share: float, x: Tensor, in_place: bool = False) -> Tensor:
         ctx.set_materialize_grads(False)
         # Not the run, which holds such tensors while the model runs.
-        ctx.passes, ctx.share = run.passes, share
+        ctx.passes, ctx.share = passes, share
         if not in_place:
             return alias(x)
         ctx.mark_dirty(x)
@@ -214,14 +186,14 @@ class GatedNode(Node):
     @staticmethod
     def forward(
         ctx: Any,
-        run: Run,
+        passes: Passes,
         function: Callable[..., Tensor],
         back: Callable[[Tensor, Tensor], Tensor],
         signal: Tensor,
         gate: Tensor,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.function, ctx.back = run, function, back
+        ctx.passes, ctx.function, ctx.back = passes, function, back
         ctx.save_for_backward(signal, gate)
         return function(signal, gate)
 
@@ -230,7 +202,7 @@ class GatedNode(Node):
         if gradient is None:
             return absent(ctx)
         signal, gate = ctx.saved_tensors
-        if ctx.run.passes.relevance:
+        if ctx.passes.relevance:
             return None, None, None, ctx.back(gradient, gate).sum_to_size(signal.shape).to(signal.dtype), None
         need = ctx.needs_input_grad[3:]
         return None, None, None, *true_derivative(ctx.function, (signal, gate), gradient, need)
@@ -247,10 +219,14 @@ class ParameterizedMapNode(Node):
 
     @staticmethod
     def forward(
-        ctx: Any, run: Run, function: Callable[..., Tensor], transpose: Callable[..., Tensor], *tensors: Tensor | None
+        ctx: Any,
+        passes: Passes,
+        function: Callable[..., Tensor],
+        transpose: Callable[..., Tensor],
+        *tensors: Tensor | None,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.function, ctx.transpose = run, function, transpose
+        ctx.passes, ctx.function, ctx.transpose = passes, function, transpose
         ctx.save_for_backward(*tensors)
         out = function(*tensors)
         return unaliased(out)
@@ -262,9 +238,9 @@ class ParameterizedMapNode(Node):
         # Unpacked once: a checkpoint hands out each saved tensor a single time.
         tensors = ctx.saved_tensors
         need = ctx.needs_input_grad[3:]
-        if ctx.run.passes.relevance:
+        if ctx.passes.relevance:
             grad = ctx.transpose(gradient, *tensors[:2]) if need[0] else None
-            return None, None, None, grad, *of_parameters(ctx.run, ctx.function, tensors, gradient, need)
+            return None, None, None, grad, *of_parameters(ctx.passes, ctx.function, tensors, gradient, need)
         return None, None, None, *true_derivative(ctx.function, tensors, gradient, need)
 
 
@@ -279,7 +255,7 @@ class ElementwiseNode(Node):
     @staticmethod
     def forward(
         ctx: Any,
-        run: Run,
+        passes: Passes,
         function: Callable[..., Tensor],
         ratio: Callable[..., Tensor],
         write: Callable[[Tensor], Any] | None,
@@ -288,7 +264,7 @@ class ElementwiseNode(Node):
         *others: Tensor,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.function, ctx.ratio = run, function, ratio
+        ctx.passes, ctx.function, ctx.ratio = passes, function, ratio
         ctx.save_for_backward(x, *others)
         if target is None or write is None:
             return function(x, *others)
@@ -301,8 +277,8 @@ class ElementwiseNode(Node):
         if gradient is None:
             return absent(ctx)
         tensors = ctx.saved_tensors
-        if ctx.run.passes.relevance:
-            others = of_parameters(ctx.run, ctx.function, tensors, gradient, ctx.needs_input_grad[5:])
+        if ctx.passes.relevance:
+            others = of_parameters(ctx.passes, ctx.function, tensors, gradient, ctx.needs_input_grad[5:])
             return None, None, None, None, None, ctx.ratio(gradient, *tensors), *others
         derivatives = true_derivative(ctx.function, tensors, gradient, ctx.needs_input_grad[5:])
         return None, None, None, None, None, *derivatives
@@ -313,16 +289,16 @@ class PassNode(Node):
 
     @staticmethod
     def forward(
-        ctx: Any, run: Run, a: Tensor, values: Tensor, y: Tensor, link_in: Tensor | None
+        ctx: Any, passes: Passes, a: Tensor, values: Tensor, y: Tensor, link_in: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.run = run
+        ctx.passes = passes
         ctx.save_for_backward(values, y)
         return y.clone(), zero_link(y)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
-        if not ctx.run.passes.relevance:
+        if not ctx.passes.relevance:
             return None, None, None, gradient, None
         a, y = ctx.saved_tensors
         total = _sum(None if gradient is None else gradient * y, relevance)
@@ -353,9 +329,9 @@ class ShareNode(Node):
     """Hands on the share of the modified gradient that a tensor gives for each element."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, share: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx: Any, passes: Passes, share: Tensor, x: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run = run
+        ctx.passes = passes
         ctx.save_for_backward(share)
         return alias(x)
 
@@ -363,7 +339,7 @@ class ShareNode(Node):
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return absent(ctx)
-        if not ctx.run.passes.relevance:
+        if not ctx.passes.relevance:
             return None, None, gradient
         (share,) = ctx.saved_tensors
         return None, None, gradient * share

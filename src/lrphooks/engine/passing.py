@@ -14,6 +14,7 @@ from lrphooks.engine import containers, facts
 from lrphooks.engine.call import replace_tensors
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.nodes import PassNode, ScaleNode
+from lrphooks.engine.passes import Passes
 from lrphooks.engine.settling import settled
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Pass
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _PASS = Pass()
 
 #: Sets a node that hands relevance from an output to a source, and returns the output and its link.
-Node = Callable[["Run", Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+Node = Callable[[Passes, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def enter(run: Run, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any
     carrier = settled(run, carriers[0])
     note = facts.read(carrier, run)
     # What runs inside may overwrite it, so its place in the graph and its values are kept apart.
-    held: Tensor = ScaleNode.apply(run, 1.0, carrier)
+    held: Tensor = ScaleNode.apply(run.passes, 1.0, carrier)
     if note is not None:
         facts.hand_on(carrier, held, run, link=note.link, maker=note.maker)
     args, kwargs = replace_tensors((args, kwargs), {id(carriers[0]): carrier})
@@ -77,7 +78,7 @@ def passed(
     if run.observer is not None and run.watched:
         a = run.observer.probe(run, a)
         link_in = None if link_in is None else run.observer.probe(run, link_in, as_relevance=True)
-    out, link = node(run, a, source.values, output, link_in)
+    out, link = node(run.passes, a, source.values, output, link_in)
     facts.write(out, run, link=lambda: link)
     if run.observer is not None and run.watched:
         run.observer.passed(run, rule, source.values, out, link, linked=link_in is not None)

@@ -20,7 +20,8 @@ from lrphooks.engine.cuts import Cuts
 from lrphooks.engine.frame import Frame
 from lrphooks.engine.handlers.common import Handler
 from lrphooks.engine.interception import Interception, checkpoint_around, notice_checkpoint
-from lrphooks.engine.nodes import InputNode, Passes, ScaleNode
+from lrphooks.engine.nodes import InputNode, ScaleNode
+from lrphooks.engine.passes import Passes
 from lrphooks.engine.provenance import Provenance
 from lrphooks.engine.unmatched import Reports, entry, report
 from lrphooks.operations import Operation, expression
@@ -61,12 +62,9 @@ class Run:
         self._observer = observer
         self.plan = plan
         self.cache = cache
-        self.passes = Passes()
-        #: Whether a relevance pass gives parameters a gradient too.
-        self.parameters = parameters
+        self.passes = Passes(parameters=parameters, times_input=plan.composite.attribution == "relevance")
         #: Whether relevance itself may have to travel, so that layers keep a way for it.
         self.delivers = plan.delivers
-        self.times_input = plan.composite.attribution == "relevance"
         self.frames: list[Frame] = []
         #: Ends the forward pass, while it runs, and returns the output as the user is to see it.
         self.end: Callable[[Any], Any] | None = None
@@ -114,7 +112,7 @@ class Run:
     def _enter_input(self, x: Tensor) -> Tensor:
         """Return the explained input as the model is to see it."""
         check_input(x, self.cache.owned)
-        inner, link = InputNode.apply(self, x)
+        inner, link = InputNode.apply(self.passes, x)
         self.provenance.begin(inner)
         facts.write(inner, self, fresh=True, link=lambda: link)
         if self.observer is not None:
@@ -157,6 +155,16 @@ class Run:
                 assert self.observer is not None
                 self.observer.left(self, module, output)
         return output
+
+    @property
+    def parameters(self) -> bool:
+        """Whether a relevance pass gives parameters a gradient too."""
+        return self.passes.parameters
+
+    @property
+    def times_input(self) -> bool:
+        """Whether a relevance pass ends with relevance, and not with the modified gradient."""
+        return self.passes.times_input
 
     @property
     def linked(self) -> bool:
@@ -208,7 +216,7 @@ class Run:
         if kept is not None and kept[0] is tensor:
             return kept[1]
         learned = self.made_of_parameters(tensor)
-        shielded: Tensor = ScaleNode.apply(self, float(self.parameters and learned), tensor)
+        shielded: Tensor = ScaleNode.apply(self.passes, float(self.parameters and learned), tensor)
         facts.write(shielded, self, constant="parameter" if learned else "stopped")
         if tensor.is_leaf:
             self._shields[id(tensor)] = (tensor, shielded)

@@ -18,7 +18,7 @@ from lrphooks.torch_private import base_of, current_backward_pass
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lrphooks.engine.nodes import Passes
+    from lrphooks.engine.passes import Passes
     from lrphooks.engine.run import Run
 
 

@@ -68,14 +68,14 @@ def _multiply(run: Run, call: Call, rule: Rule, first: int) -> Any:
         source = call.dependent[0]
         dim = call.argument(1, "dim", call.kwargs.get("axis"))
         count = source.shape[dim] if isinstance(dim, int) else source.numel()
-        return call.replaced({id(source): ScaleNode.apply(run, 1.0 / count, source)}).invoke()
+        return call.replaced({id(source): ScaleNode.apply(run.passes, 1.0 / count, source)}).invoke()
     if name in ("lerp", "grid_sample"):
         # Where it samples, or how it mixes, is a gate: constant, so the signal takes all.
         weight = call.argument(2, "weight") if name == "lerp" else call.argument(1, "grid")
         if all(t is weight for t in carriers):
             return plain(run, call, Constant())
         if any(t is weight for t in carriers):
-            call = call.replaced({id(weight): ScaleNode.apply(run, 0.0, weight)})
+            call = call.replaced({id(weight): ScaleNode.apply(run.passes, 0.0, weight)})
         return call.invoke()
     if len(carriers) < 2:
         return _gated(run, call) if _has_gate(run, call) else plain(run, call, rule)
@@ -85,8 +85,8 @@ def _multiply(run: Run, call: Call, rule: Rule, first: int) -> Any:
     if len(set(shares)) == 1 and _is_smaller(call, carriers):
         # One pass over the product takes less than one over each factor.
         out = call.invoke()
-        return ScaleNode.apply(run, shares[0], out, True)  # autograd takes no keywords
-    scaled = [ScaleNode.apply(run, share, t) for share, t in zip(shares, carriers, strict=True)]
+        return ScaleNode.apply(run.passes, shares[0], out, True)  # autograd takes no keywords
+    scaled = [ScaleNode.apply(run.passes, share, t) for share, t in zip(shares, carriers, strict=True)]
     return _exchanged(run, call, first, scaled).invoke()
 
 
@@ -153,7 +153,7 @@ def _gated(run: Run, call: Call) -> Tensor:
     if call.operation.name != "mul":
         back = _back_from_left if signal is call.args[0] else _back_from_right
         signal = _in_one_batch(signal)
-    out: Tensor = GatedNode.apply(run, function, back, signal, gate)
+    out: Tensor = GatedNode.apply(run.passes, function, back, signal, gate)
     return out
 
 
@@ -186,7 +186,7 @@ def _proportional(run: Run, call: Call, rule: Rule, first: int) -> Any:
     sizes = [t.abs() for t in factors]
     total = torch.stack(sizes).sum(0)
     total = torch.where(total == 0, torch.ones_like(total), total)
-    shared = [ShareNode.apply(run, size / total, t) for size, t in zip(sizes, factors, strict=True)]
+    shared = [ShareNode.apply(run.passes, size / total, t) for size, t in zip(sizes, factors, strict=True)]
     return _exchanged(run, call, first, shared).invoke()
 
 
@@ -227,4 +227,4 @@ def division(run: Run, call: Call, rule: Rule) -> Any:
         return plain(run, call, Constant())
     if call.operation.in_place and denominator is call.args[0]:
         return in_place(run, call, division, rule)
-    return exchanged(call, place, name, ScaleNode.apply(run, 0.0, denominator)).invoke()
+    return exchanged(call, place, name, ScaleNode.apply(run.passes, 0.0, denominator)).invoke()

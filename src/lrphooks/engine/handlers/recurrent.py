@@ -135,7 +135,7 @@ def _as_one(run: Run, stack: Stack, call: Call, arguments: dict[str, Any]) -> tu
     """Return the values of the call with the one node of its layers."""
     # Copies, since the model may write to what it gave, of which torch's own backward pass keeps none on a CPU.
     given = [t.clone() for t in (arguments["input"], *unrolled.states_in(arguments["hx"]))]
-    out: tuple[Tensor, ...] = RecurrentNode.apply(run, stack, call.invoke, *given, *arguments["params"])
+    out: tuple[Tensor, ...] = RecurrentNode.apply(run.passes, stack, call.invoke, *given, *arguments["params"])
     if stack.name == "rnn_relu":
         for tensor in out:
             facts.write(tensor, run, nonnegative=True)
