@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lrphooks.engine.call import Call
 from lrphooks.engine.facts import Facts
 from lrphooks.engine.serving import serves
+from lrphooks.engine.unmatched import report_operation
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Gradient
 from lrphooks.torch_private import base_of, current_backward_pass
@@ -22,7 +23,7 @@ def rule_of_layer(run: Run, call: Call, known: Sequence[Facts | None]) -> Rule:
     """Return the rule of a call of a linear layer; one without any is told of, and keeps its gradient."""
     rule = layer_rule(run, call, call.argument(1, "weight"), known)
     if rule is None:
-        run.unmatched(call, "no entry of the composite gives a rule for this linear layer")
+        report_operation(run, call, "no entry of the composite gives a rule for this linear layer")
         return Gradient()
     return rule
 

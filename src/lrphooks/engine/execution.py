@@ -9,7 +9,6 @@ operation in a module is decided once (:func:`decided`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,13 +18,15 @@ from lrphooks.engine import facts, functions, linear, settling
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.claims import layer_rule, rule_of_layer, sum_rule
 from lrphooks.engine.epsilon_node import keep
+from lrphooks.engine.frame import Decision
 from lrphooks.engine.handlers import HANDLERS, softmax
-from lrphooks.engine.handlers.common import Handler, positional, shield_in_place
+from lrphooks.engine.handlers.common import positional, shield_in_place
 from lrphooks.engine.handlers.composed import HIGHER_ORDER
 from lrphooks.engine.handlers.native import NATIVE, native
-from lrphooks.engine.inheritance import INHERITS, Inherits, inherit
+from lrphooks.engine.inheritance import INHERITS, inherit
 from lrphooks.engine.operation_node import operation as by_rule
-from lrphooks.engine.weighted import SUMS, summed_product, weighted_product, weighted_sum, with_bias, with_summand
+from lrphooks.engine.serving import SUMS
+from lrphooks.engine.weighted import summed_product, weighted_product, weighted_sum, with_bias, with_summand
 from lrphooks.layers.linear_map import Summation, along
 from lrphooks.operations import Operation, classify
 from lrphooks.operations.names import OF_TWO, SHAPED_BY_ANOTHER
@@ -54,21 +55,6 @@ class Found:
         self.constants: list[Tensor] = []
         self.waiting: list[Tensor] = []
         self.stopped = False
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What is done with an operation in a module: its rule, what runs it, and what its results inherit.
-
-    plain: nothing at all, where nothing is known of its operands but that they carry relevance.
-    positive: its results are not negative then.
-    """
-
-    rule: Rule | None
-    handler: Handler
-    inherits: Inherits | None
-    plain: bool
-    positive: bool
 
 
 def runs_plainly(run: Run, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Decision | None:

@@ -1,15 +1,38 @@
-"""One module whose forward is running."""
+"""The modules whose forward is running, and what was decided for the operations in them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import nn
+from torch import Tensor, nn
 
-    from lrphooks.engine.execution import Decision
-    from lrphooks.engine.passing import Source
+from lrphooks.rules.base import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is done with an operation in a module: its rule, what runs it, and what its results inherit.
+
+    plain: nothing at all, where nothing is known of its operands but that they carry relevance.
+    positive: its results are not negative then.
+    """
+
+    rule: Rule | None
+    handler: Callable[..., Any]
+    inherits: Callable[..., dict[str, Any]] | None
+    plain: bool
+    positive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The input that relevance passes to: its place in the graph, its values, and the way for relevance itself."""
+
+    tensor: Tensor
+    values: Tensor
+    link: Callable[[], Tensor | None] | None
 
 
 @dataclass(slots=True)

@@ -19,14 +19,15 @@ from torch.autograd.function import BackwardCFunction
 from lrphooks.engine import facts
 from lrphooks.engine.conventions import CONVENTIONS
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.function_nodes import PassNode
 from lrphooks.engine.handlers.common import stop
-from lrphooks.engine.nodes import PassNode, zero_link
+from lrphooks.engine.nodes import zero_link
 from lrphooks.engine.operation_node import BehindNode
 from lrphooks.engine.passes import Passes
-from lrphooks.engine.passing import Source, passed
+from lrphooks.engine.passing import passed, source
 from lrphooks.engine.provenance import function_of, made_at, past_hooks
+from lrphooks.engine.serving import SUMS
 from lrphooks.engine.unmatched import KEEP, entry, report
-from lrphooks.engine.weighted import SUMS
 from lrphooks.operations import by_node
 from lrphooks.rules.operation import Constant, Gradient, Identity, OperationRule, Pass
 from lrphooks.torch_private import is_view, preserve_version
@@ -185,7 +186,7 @@ def _pass(run: Run, y: Tensor, function: type[Function], rule: Identity | Pass |
         raise LRPError(
             f"{who} needs an output of the input's shape {tuple(kept[0].shape)}, got {tuple(y.shape)}. {instead}"
         )
-    passed(run, Source.of(run, kept[0]), y, f"autograd function {function.__name__}", rule, FunctionNode.behind)
+    passed(run, source(run, kept[0]), y, f"autograd function {function.__name__}", rule, FunctionNode.behind)
 
 
 def _sources(run: Run, node: Any) -> list[tuple[Any, int]]:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lrphooks.engine import contexts, facts
+from lrphooks.engine import contexts, cuts, facts
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
+from lrphooks.engine.contexts import Context
 from lrphooks.engine.cuts import has_values
 from lrphooks.engine.ending import Ending, close_interrupted
 from lrphooks.engine.epsilon_node import keep
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from lrphooks.engine.run import Run
-    from lrphooks.engine.session import Block
 
 
 class Thread(threading.local):
@@ -46,11 +46,11 @@ class Thread(threading.local):
     """
 
     def __init__(self) -> None:
-        self.runs: list[tuple[Block, Run]] = []
-        self.again: list[Block] = []
+        self.runs: list[tuple[Context, Run]] = []
+        self.again: list[Context] = []
 
     @property
-    def sessions(self) -> list[Block]:
+    def sessions(self) -> list[Context]:
         """The contexts that hold here, in the order in which they were entered."""
         return contexts.entered() + self.again
 
@@ -83,7 +83,7 @@ def _pop_to(depth: int) -> None:
 class Interception(TorchFunctionMode):
     """Brings the torch calls of one run before it, and nothing else."""
 
-    def __init__(self, session: Block, run: Run) -> None:
+    def __init__(self, session: Context, run: Run) -> None:
         super().__init__()
         self.session, self.run = session, run
         #: How many modules of the run were running each time that the mode was entered and not left yet.
@@ -172,13 +172,13 @@ class Interception(TorchFunctionMode):
                 run.provenance.see_node(out.grad_fn)
             elif has_values(out):
                 layer = operation.kind == "linear"
-                run.cuts.without_derivative(run, Call(operation, func, args, kwargs), out, ruled=layer)
+                cuts.without_derivative(run, Call(operation, func, args, kwargs), out, ruled=layer)
         else:
             run.provenance.see(tensors_in((args[:1], out)))
         if run.reports.new:
             run.reports.place(tensors_in((args[0] if out is None and args else out,)))
         if run.cuts.held:
-            run.cuts.use(run, Call(operation, func, args, kwargs), out)
+            cuts.use(run, Call(operation, func, args, kwargs), out)
         return out
 
     def _without_gradients(self, call: Call) -> Any:
@@ -188,7 +188,7 @@ class Interception(TorchFunctionMode):
             with torch.enable_grad():
                 keep(self.run, call.args[0])
         out = call.invoke()
-        self.run.cuts.without_gradients(self.run, call, out)
+        cuts.without_gradients(self.run, call, out)
         return out
 
     def _passive(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -207,7 +207,7 @@ class Again:
     A checkpoint does so in a backward pass: maybe after the with block, in another thread, and more than once.
     """
 
-    def __init__(self, function: Callable[..., None], session: Block, run: Run) -> None:
+    def __init__(self, function: Callable[..., None], session: Context, run: Run) -> None:
         self._function, self._session, self._run = function, session, run
         self._state: tuple[Any, ...] = (tuple(run.frames), run.plan, run.cache, run.unrolled)
 

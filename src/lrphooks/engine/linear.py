@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lrphooks.engine import facts
+from lrphooks.engine import cuts, facts
 from lrphooks.engine.call import Call
 from lrphooks.engine.epsilon_node import EpsilonCall, EpsilonNode, Share
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.function_nodes import ParameterizedMapNode
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.handlers.products import shares_of
-from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
-from lrphooks.engine.nodes import ParameterizedMapNode, ScaleNode, unaliased
+from lrphooks.engine.layer_call import LayerCall, saving_hooks
+from lrphooks.engine.nodes import ScaleNode, unaliased
 from lrphooks.engine.normalization_nodes import BatchNormNode
 from lrphooks.engine.passing import through
+from lrphooks.engine.ruled_layer import BatchNormCall
 from lrphooks.engine.tensor_hooks import asked, serve_through
+from lrphooks.engine.unmatched import report_operation
 from lrphooks.layers.linear_map import Dense, General, LinearMap, bind_convolution
 from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.filter import TopRelevance
@@ -163,7 +166,7 @@ def _output(
     z: Tensor = call.invoke()
     if not z.requires_grad:
         # A kernel without a derivative, as of quantised weights, leaves nothing to go back through.
-        run.cuts.without_derivative(run, call, z, ruled=True)
+        cuts.without_derivative(run, call, z, ruled=True)
     return unaliased(z) if pending else z
 
 
@@ -181,7 +184,7 @@ def _dynamic(run: Run, call: Call, rule: Rule) -> Any:
     if bias is not None and run.carries(bias) and not run.carries(weight):
         # The bias adds like any other summand; the layer's own rule cannot tell the two apart.
         if not (isinstance(rule, Gradient) or (isinstance(rule, LinearRule) and rule.is_gradient)):
-            run.unmatched(call, "its bias depends on the explained input")
+            report_operation(run, call, "its bias depends on the explained input")
         return run.shielded(call).invoke()
     carriers = [t for t in (a, weight) if run.carries(t)]
     shares = shares_of(run, carriers, Uniform())
@@ -196,12 +199,12 @@ def _dynamic(run: Run, call: Call, rule: Rule) -> Any:
 _STATISTICS = ("running_mean", "running_var", "weight", "bias")
 
 
-def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | EpsilonCall | None) -> Any:
+def batch_norm(run: Run, call: Call, rule: Rule, layer: facts.Executed | None) -> Any:
     """Run an evaluated BatchNorm; after a ruled layer, its output stands for both merged."""
     statistics = tuple(call.argument(i, name) for i, name in enumerate(_STATISTICS, 1))
     if statistics[0] is None or statistics[1] is None or any(run.carries(t) for t in statistics):
         # Without running statistics it is no evaluated BatchNorm, whatever it was told.
-        run.unmatched(call, "its statistics are missing or depend on the explained input")
+        report_operation(run, call, "its statistics are missing or depend on the explained input")
         return call.invoke()
     if layer is None:
         return run.observed(call, rule, _evaluated)
@@ -212,6 +215,7 @@ def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | EpsilonCall 
         if asked(source):
             serve_through(run, source, out)
         return out
+    assert isinstance(layer, LayerCall)
     a = layer.tensors[0]
     if a is not None and not layer.intact:
         raise LRPError(

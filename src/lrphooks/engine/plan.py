@@ -12,8 +12,7 @@ from lrphooks import matching
 from lrphooks.assignment import assign, is_linear_layer
 from lrphooks.engine.errors import UnmatchedError, UnmatchedWarning
 from lrphooks.engine.reporting import warn
-from lrphooks.engine.serving import FUNCTION, check_entries, serves
-from lrphooks.engine.weighted import SUMS
+from lrphooks.engine.serving import FUNCTION, SUMS, check_entries, serves
 from lrphooks.operations import Operation
 from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.input import InputRule
@@ -22,14 +21,14 @@ from lrphooks.rules.operation import Gradient, Identity, Pass
 if TYPE_CHECKING:
     from torch.autograd.function import Function
 
-    from lrphooks.composite import Composite
-    from lrphooks.engine.frame import Frame
+    from lrphooks.engine.frame import Decision, Frame
+    from lrphooks.entries import Entries
 
 
 class Plan:
     """Which rule serves which module and operation of one model."""
 
-    def __init__(self, composite: Composite, model: nn.Module) -> None:
+    def __init__(self, composite: Entries, model: nn.Module) -> None:
         self.composite = composite
         self.modules = tuple(model.modules())
         self.assignment = assign(composite, model)
@@ -43,7 +42,7 @@ class Plan:
         self._places = {id(m): [path[-1] for path in paths] for m, paths in matching.paths_of(model).items()}
         self._placed = any(matching.is_placed(matcher) for matcher, _ in composite.entries)
         self._operations: dict[Hashable, dict[str, Rule | None]] = {}
-        self._decisions: dict[Hashable, dict[str, Any]] = {}
+        self._decisions: dict[Hashable, dict[str, Decision]] = {}
         #: Whether softmax has a rule that passes relevance, which one that is written out then follows.
         self.softmax_is_ruled = any(
             isinstance(rule, Gradient) and "softmax" in matching.operation_names(matcher)
@@ -158,7 +157,7 @@ class Plan:
             found[operation.name] = self._find_rule(operation, frames)
         return found[operation.name]
 
-    def decisions_in(self, frames: Sequence[Frame], *, by_convention: bool) -> dict[str, Any]:
+    def decisions_in(self, frames: Sequence[Frame], *, by_convention: bool) -> dict[str, Decision]:
         """Return what was decided of operations inside the running modules, by name, to be added to.
 
         ``by_convention`` tells whether those that no entry names follow the conventions.

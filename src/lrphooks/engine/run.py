@@ -5,41 +5,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType
 
-import torch
 from torch import Tensor, nn
 
-from lrphooks.engine import containers, facts, passing, settling
+from lrphooks.engine import containers, facts
 from lrphooks.engine.cache import WeightCache
 from lrphooks.engine.call import Call, tensors_in
-from lrphooks.engine.checks import check_input, nothing_to_explain, refuse_reentrant_checkpoint
 from lrphooks.engine.conventions import CONVENTIONS
-from lrphooks.engine.cuts import Cuts
 from lrphooks.engine.frame import Frame
-from lrphooks.engine.handlers.common import Handler
-from lrphooks.engine.interception import Interception, checkpoint_around, notice_checkpoint
-from lrphooks.engine.nodes import InputNode, ScaleNode
+from lrphooks.engine.nodes import ScaleNode
 from lrphooks.engine.passes import Passes
 from lrphooks.engine.provenance import Provenance
-from lrphooks.engine.unmatched import Reports, entry, report
-from lrphooks.operations import Operation, expression
+from lrphooks.engine.reports import Cuts, Reports
+from lrphooks.operations import Operation
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Gradient
-from lrphooks.torch_private import (
-    OutOfSight,
-    any_backward_hooks,
-    base_of,
-    current_backward_pass,
-    has_backward_hooks,
-    top_saved_tensors_hooks,
-)
+from lrphooks.torch_private import any_backward_hooks, base_of, current_backward_pass, has_backward_hooks
 
 if TYPE_CHECKING:
     from lrphooks.engine.observer import Observer
     from lrphooks.engine.plan import Plan
-    from lrphooks.engine.session import Block
 
 
 class Run:
@@ -51,14 +39,15 @@ class Run:
 
     def __init__(
         self,
-        session: Block,
         plan: Plan,
         cache: WeightCache,
+        mode: Callable[[Run], AbstractContextManager[Any]],
         observer: ReferenceType[Observer] | None = None,
         *,
+        inside_checkpoint: Callable[[], Any] = lambda: None,
         parameters: bool = False,
     ) -> None:
-        self.session = session
+        self._mode = mode
         self._observer = observer
         self.plan = plan
         self.cache = cache
@@ -79,7 +68,7 @@ class Run:
         #: What is known of values that hooks wrap, where modules have any.
         self.remembered = facts.Remembered() if any(map(has_backward_hooks, plan.modules)) else None
         #: The checkpoint around the whole model, if there is one.
-        self.inside_checkpoint = checkpoint_around()
+        self.inside_checkpoint = inside_checkpoint
 
     @property
     def observer(self) -> Observer | None:
@@ -92,69 +81,9 @@ class Run:
         if self.remembered is not None:
             self.remembered = facts.Remembered()
 
-    # --- the boundary ---
-
-    def enter_inputs(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return the model's arguments with the explained inputs as the model is to see them."""
-        found: dict[int, tuple[Tensor, Tensor]] = {}
-
-        def enter(tensor: Tensor) -> Tensor:
-            # A tensor that is given twice stays one tensor.
-            if id(tensor) not in found:
-                found[id(tensor)] = (tensor, self._enter_input(tensor))
-            return found[id(tensor)][1]
-
-        args, kwargs = containers.map_tensors((args, kwargs), enter, "input", keep=lambda t: not t.requires_grad)
-        if found:
-            return args, kwargs
-        raise nothing_to_explain(args, kwargs)
-
-    def _enter_input(self, x: Tensor) -> Tensor:
-        """Return the explained input as the model is to see it."""
-        check_input(x, self.cache.owned)
-        inner, link = InputNode.apply(self.passes, x)
-        self.provenance.begin(inner)
-        facts.write(inner, self, fresh=True, link=lambda: link)
-        if self.observer is not None:
-            self.observer.explained(self, inner)
-        return inner  # type: ignore[no-any-return]
-
     def tell(self, values: Any) -> None:
         """Tell of operations without a rule that all tensors of some values come from."""
         self.reports.end((t for t in containers.tensors(values) if t.requires_grad), self.provenance.reaches)
-
-    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Begin a module; return its arguments where they change."""
-        if not torch.is_grad_enabled():
-            refuse_reentrant_checkpoint()
-        elif top_saved_tensors_hooks(True) is not None:
-            notice_checkpoint(self)
-        frames = self.frames
-        hooked = has_backward_hooks(module) or (bool(frames) and frames[-1].hooked)
-        frames.append(Frame(module, hooked=hooked))
-        if self._observer is not None or self.plan.passing:
-            with OutOfSight():
-                if self.observer is not None and self.watched:
-                    self.observer.entered(frames[-1], self.plan.path_of(module))
-                if id(module) in self.plan.passing:
-                    args, kwargs, frames[-1].passing = passing.enter(self, module, args, kwargs)
-        return args, kwargs
-
-    def leave(self, module: nn.Module, output: Any) -> Any:
-        """End a module, also one that raised (without output); return its output as others are to see it."""
-        if not self.frames or self.frames[-1].module is not module:
-            return output
-        frame = self.frames.pop()
-        if output is None or (frame.passing is None and (self._observer is None or not self.watched)):
-            return output
-        with OutOfSight():
-            if frame.passing is not None:
-                output = settling.settled(self, output) if isinstance(output, Tensor) else output
-                output = passing.passed(self, frame.passing, output, self.plan.name_of(module))
-            if self.watched:
-                assert self.observer is not None
-                self.observer.left(self, module, output)
-        return output
 
     @property
     def parameters(self) -> bool:
@@ -176,9 +105,9 @@ class Run:
         """Whether torch passes what a running module returns through a node of its own, for backward hooks."""
         return any_backward_hooks() or (bool(self.frames) and self.frames[-1].hooked)
 
-    def mode(self) -> Interception:
+    def mode(self) -> AbstractContextManager[Any]:
         """Return the mode that brings every torch call of the model before this run."""
-        return Interception(self.session, self)
+        return self._mode(self)
 
     # --- what is known of tensors ---
 
@@ -230,6 +159,11 @@ class Run:
     # --- rules ---
 
     @property
+    def looked_at(self) -> bool:
+        """Whether there was an observer when the run began."""
+        return self._observer is not None
+
+    @property
     def looked_on(self) -> bool:
         """Whether calls may have to be told of that are nothing to rules."""
         return self._observer is not None or self.remembered is not None or bool(self.cuts.held)
@@ -239,17 +173,12 @@ class Run:
         """Whether there is an observer to tell; what a checkpoint runs again was told before."""
         return self._observer is not None and self.observer is not None and current_backward_pass() == -1
 
-    def observed(self, call: Call, rule: Rule, handler: Handler) -> Any:
+    def observed(self, call: Call, rule: Rule, handler: Callable[[Run, Call, Rule], Any]) -> Any:
         """Run a call by its handler, with the observer looking on."""
         if self._observer is not None and self.watched:
             assert self.observer is not None
             return self.observer.operation(self, call, rule, handler)
         return handler(self, call, rule)
-
-    def unmatched(self, call: Call, reason: str) -> None:
-        """Report an operation without a rule as the composite asks for: an error, a warning, or nothing."""
-        name = call.operation.name
-        report(self, f"operation {name}", reason, entry(expression(name)), [tuple(t.shape) for t in call.dependent])
 
     def name_of_running(self) -> str:
         """Return the module that is running as messages name it."""

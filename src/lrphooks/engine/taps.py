@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from lrphooks.engine import containers, facts
+from lrphooks.engine import containers, cuts, facts
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.layer_call import LayerCall
 from lrphooks.engine.nodes import Node, ScaleNode, zero_link
@@ -183,7 +183,7 @@ class Taps(Observer):
                     self._views.append((name, tensor, version_of(tensor)))
                 tapped.append(self._tap(run, tensor))
                 if not run.carries(tensor) and not _is_stopped(run, tensor):
-                    self._aside[name] = run.cuts.reason(tensor)
+                    self._aside[name] = cuts.reason(run, tensor)
                 return tapped[-1].empty
 
             self.calls.setdefault(name, []).append(

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lrphooks.engine.call import Call
 from lrphooks.engine.derivatives import spare
+from lrphooks.engine.function_nodes import ElementwiseNode
 from lrphooks.engine.handlers.common import function_of, in_place, learned, plain, positional
-from lrphooks.engine.nodes import ElementwiseNode
 from lrphooks.engine.passing import through
 from lrphooks.operations import names
 from lrphooks.rules.base import Rule

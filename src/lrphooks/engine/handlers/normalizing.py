@@ -20,6 +20,7 @@ from lrphooks.engine.handlers.products import shares_of
 from lrphooks.engine.nodes import ScaleNode
 from lrphooks.engine.normalization_nodes import NormalizationNode
 from lrphooks.engine.passing import through
+from lrphooks.engine.unmatched import report_operation
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Pass, Uniform
 
@@ -95,7 +96,7 @@ def normalization(run: Run, call: Call, rule: Rule) -> Any:
     bias = None if positions[1] is None else call.argument(positions[1], "bias")
     eps = call.argument(positions[2], "eps", None if name == "rms_norm" else 1e-5)
     if run.carries(weight) or run.carries(bias):
-        run.unmatched(call, "its scale or shift depends on the explained input")
+        report_operation(run, call, "its scale or shift depends on the explained input")
     tracked = name == "instance_norm" and not call.argument(5, "use_input_stats", True)
     if tracked:
         return call.invoke()

@@ -15,8 +15,9 @@ from torch import Tensor
 from lrphooks.engine import facts
 from lrphooks.engine.call import Call, broadcast_shape, tensors_in
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.function_nodes import GatedNode
 from lrphooks.engine.handlers.common import exchanged, in_place, plain, positional
-from lrphooks.engine.nodes import GatedNode, ScaleNode, ShareNode
+from lrphooks.engine.nodes import ScaleNode, ShareNode
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Proportional, TakesAll, Uniform
 

@@ -28,6 +28,7 @@ from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.nodes import TwinNode, unaliased
 from lrphooks.engine.recurrent_node import RecurrentNode, Stack
+from lrphooks.engine.unmatched import report_operation
 from lrphooks.operations import Operation, classify
 from lrphooks.rules.base import Rule
 from lrphooks.rules.linear import LinearRule
@@ -61,7 +62,8 @@ def recurrent(run: Run, call: Call, rule: Rule) -> Any:
     names = _CELL if cell else _PACKED if packed else _PADDED
     arguments: dict[str, Any] = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
     if not cell and arguments["train"] and arguments["dropout"] and arguments["num_layers"] > 1:
-        run.unmatched(
+        report_operation(
+            run,
             call,
             f"it draws its own mask for the dropout of {arguments['dropout']:g} between its layers, so it cannot be "
             "unrolled; call model.eval(), or set the layer's dropout to 0",

@@ -10,28 +10,18 @@ exponentials are.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lrphooks.engine import facts
+from lrphooks.engine.facts import Part
 from lrphooks.engine.nodes import TwinNode, unaliased
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
     from lrphooks.operations import Operation
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """A value on the way to a softmax of ``logits``, to the given base, over ``dim`` where it is known."""
-
-    kind: Literal["exp", "sum", "logsumexp", "log"]
-    logits: Tensor
-    base: float = math.e
-    dim: int = 0
 
 
 def recognize(run: Run, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
