@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lrphooks.composite import Composite, Entry
+from lrphooks.composite import Composite
+from lrphooks.entries import Entry
 from lrphooks.matching import AnyLinear, Convolution, First, Linear, ReLU, Softmax, Sum
 from lrphooks.rules import (
     AlphaBeta,

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrphooks.engine.epsilon_node import share_of
-from lrphooks.engine.layer_call import modified_weight
 from lrphooks.engine.rule_node import by_weight
+from lrphooks.engine.ruled_layer import modified_weight
 from lrphooks.engine.unrolled import State
 from lrphooks.layers.layer import Factor, Layer, WeightForm
 from lrphooks.layers.linear_map import Dense

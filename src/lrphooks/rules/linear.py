@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lrphooks.layers.layer import Factor, Layer, Route, Term
-from lrphooks.rules import factors
+from lrphooks.rules import factors, parts
 from lrphooks.rules.base import LayerRule, Stabilizer, number
 
 
@@ -242,7 +242,7 @@ class ZPlus(_Stabilized):
         bias = layer.bias_like(None if layer.bias is None else layer.bias.clamp(min=0))
         if layer.input_nonnegative:
             return (Term(layer.apply("positive") + bias, (Route("positive", 1.0),), self.stabilize, bias=bias),)
-        positive = _positive(layer.output - layer.bias_like(layer.bias), layer.apply("absolute"))
+        positive = parts.positive(layer.output - layer.bias_like(layer.bias), layer.apply("absolute"))
         # Half the sum of wᵀ and sign(a) |w|ᵀ is the same, but cancels where s is large; this does not.
         return (Term(positive + bias, (Route("agreeing", 1.0),), self.stabilize, bias=bias, empty=positive == 0),)
 
@@ -297,12 +297,12 @@ class AlphaBeta(LinearRule):
         linear = layer.output - layer.bias_like(bias)
         if layer.input_nonnegative:
             positive = layer.apply("positive")
-            negative = _remainder(linear, positive)
+            negative = parts.remainder(linear, positive)
             up: tuple[Route, ...] = (Route("positive", alpha),)
             down: tuple[Route, ...] = (Route("negative", -beta),)
         else:
             total = layer.apply("absolute")
-            positive, negative = _positive(linear, total), _negative(linear, total)
+            positive, negative = parts.positive(linear, total), parts.negative(linear, total)
             up = (Route("plain", alpha / 2), Route("absolute", alpha / 2)) if beta else (Route("agreeing", alpha),)
             down = (Route("plain", -beta / 2), Route("absolute", beta / 2))
         terms = (Term(positive + bias_up, up, stabilize, bias_up, share=alpha, empty=positive == 0),)
@@ -323,29 +323,3 @@ class AlphaBeta(LinearRule):
         if not self.beta:
             return factors.zplus(layer, shift)
         return factors.alpha_beta(layer, float(self.alpha), float(self.beta), shift)
-
-
-#: A sum of contributions below this many units in the last place of its absolute terms is rounding, and truly 0.
-_ULPS = 8.0
-
-
-def _noise(total: Tensor) -> Tensor:
-    return total.abs() * (_ULPS * torch.finfo(total.dtype).eps)
-
-
-def _positive(linear: Tensor, total: Tensor) -> Tensor:
-    """Return P from w a and |w| |a|, exactly 0 where it is only rounding."""
-    positive = (linear + total) / 2
-    return torch.where(positive > _noise(total), positive, torch.zeros_like(positive))
-
-
-def _negative(linear: Tensor, total: Tensor) -> Tensor:
-    """Return N from w a and |w| |a|, exactly 0 where it is only rounding."""
-    negative = (linear - total) / 2
-    return torch.where(-negative > _noise(total), negative, torch.zeros_like(negative))
-
-
-def _remainder(linear: Tensor, positive: Tensor) -> Tensor:
-    """Return N = w a - P for a P that was computed on its own, exactly 0 where it is only rounding."""
-    negative = linear - positive
-    return torch.where(-negative > _noise(positive + linear.abs()), negative, torch.zeros_like(negative))
