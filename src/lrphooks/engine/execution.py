@@ -239,7 +239,8 @@ def _decide(run: Run, operation: Operation) -> Decision:
     return Decision(
         rule,
         handler=by_rule if own else HANDLERS[kind],
-        inherits=None if stopped else INHERITS.get(kind),
+        # The weights of attention alone are a constant then.
+        inherits=None if stopped and kind != "attention" else INHERITS.get(kind),
         plain=isinstance(rule, Gradient) and (kind in _MAYBE_PLAIN - {"combination"} or sums),
         positive=kind in ("relu", "softmax"),
     )

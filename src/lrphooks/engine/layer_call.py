@@ -63,7 +63,7 @@ class LayerCall(RuledLayer):
         if self.input_link is None or not isinstance(self.rule, InputRule):
             return None
         link_in = self.input_link()
-        if link_in is not None and self.record is not None and self.run.observer is not None:
+        if link_in is not None and self.record is not None and self.run.watched and self.run.observer is not None:
             link_in = self.run.observer.probe(self.run, link_in, as_relevance=True)
         return link_in
 
@@ -98,7 +98,8 @@ class LayerCall(RuledLayer):
     def _tell(
         self, output: Tensor | None, link: Tensor | None, *, relu_follows: bool = False, linked: bool = False
     ) -> None:
-        if self.record is not None and self.run.observer is not None:
+        # What a checkpoint runs again was told before.
+        if self.record is not None and self.run.watched and self.run.observer is not None:
             self.run.observer.layer(self, output, link, relu_follows=relu_follows, linked=linked)
 
     def _outside_of_later_hooks(self) -> AbstractContextManager[Any]:

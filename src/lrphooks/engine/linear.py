@@ -109,7 +109,9 @@ def execute(
             f"{rule!r} cannot serve operation {call.operation.name} in {run.name_of_running()}: it is of complex "
             "numbers, which are neither positive nor negative. Give the layer Epsilon(0)."
         )
-    z = _output(run, call, linear_map, tensors, function, pending=pending)
+    # A view that the model overwrites leaves its place in the graph, where an observer waits too.
+    alone = pending or record is not None
+    z = _output(run, call, linear_map, tensors, function, alone=alone)
     if isinstance(rule, Constant):
         stop(run, z)
         return z
@@ -155,7 +157,7 @@ def _output(
     tensors: tuple[Tensor, Tensor, Tensor | None],
     function: Callable[..., Tensor] | None,
     *,
-    pending: bool,
+    alone: bool,
 ) -> Tensor:
     """Run the layer, whose parameters receive nothing in a relevance pass."""
     _, weight, bias = tensors
@@ -167,7 +169,7 @@ def _output(
     if not z.requires_grad:
         # A kernel without a derivative, as of quantised weights, leaves nothing to go back through.
         cuts.without_derivative(run, call, z, ruled=True)
-    return unaliased(z) if pending else z
+    return unaliased(z) if alone else z
 
 
 def _check_input(run: Run, call: Call, rule: InputRule, linear_map: LinearMap, a: Tensor) -> None:

@@ -179,7 +179,7 @@ class Taps(Observer):
             def tap(tensor: Tensor, name: str = name, tapped: list[Tapped] = tapped) -> Tensor | None:
                 if not tensor.is_floating_point() and not tensor.is_complex():
                     return None
-                if is_view(tensor):
+                if is_view(tensor) and run.carries(tensor):
                     self._views.append((name, tensor, version_of(tensor)))
                 tapped.append(self._tap(run, tensor))
                 if not run.carries(tensor) and not _is_stopped(run, tensor):
@@ -275,7 +275,7 @@ def _watched(run: Run, link: Callable[[], Tensor | None], number: int) -> Tensor
     if made is None:
         return None
     own: Tensor = ScaleNode.apply(run.passes, 1.0, made)
-    if isinstance(run.observer, Taps):
+    if run.watched and isinstance(run.observer, Taps):
         run.observer.linked(run, number, own)
     return own
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lrphooks.engine import facts
 from lrphooks.engine.call import Call, tensors_in
-from lrphooks.engine.inheritance.arithmetic import added_product, combined, divided, multiplied
+from lrphooks.engine.inheritance.arithmetic import added_product, attended, combined, divided, multiplied
 from lrphooks.engine.inheritance.common import Inherits, Known
 from lrphooks.engine.inheritance.moves import (
     clamped,
@@ -63,7 +63,7 @@ INHERITS: dict[Kind, Inherits] = {
     "gate": normalized,
     "constant": normalized,
     "softmax": nonnegative,
-    "attention": normalized,
+    "attention": attended,
     "normalization": normalized,
     "batch norm": normalized,
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 from lrphooks.engine.call import Call, broadcast_shape
 from lrphooks.engine.facts import Facts, Offset
 from lrphooks.engine.inheritance.common import Known, degree_of, fresh, layer_of, tensors_of, whole
+from lrphooks.rules.operation import Constant
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
@@ -221,3 +222,17 @@ def divided(run: Run, call: Call, known: Known) -> dict[str, Any]:
         if above[0].gates:
             told["offset"] = Offset(math.nan)
     return told
+
+
+def attended(run: Run, call: Call, known: Known) -> dict[str, Any]:
+    """Attention: as the product of weights and values that it is; weights that count as constant are no factor."""
+    query, key, value, mask = (call.argument(i, n) for i, n in enumerate(("query", "key", "value", "attn_mask")))
+    facts_of = {id(t): each for t, each in zip(call.dependent, known, strict=True)}
+    weights = not isinstance(call.rule, Constant) and any(id(t) in facts_of for t in (query, key, mask))
+    told = fresh(known)
+    degree = int(weights)
+    if id(value) in facts_of:
+        each = facts_of[id(value)]
+        gates = weights and each is not None and each.gates
+        degree += 0 if gates else 1 if each is None else each.degree
+    return told | ({"degree": degree, "contracted": True} if degree > 1 else {})
