@@ -121,7 +121,7 @@ def execute(
         _check_input(run, call, rule, linear_map, a)
     if not (pending or run.delivers or record is not None):
         return z
-    if isinstance(rule, Epsilon) and pending and filtered is None and not run.linked:
+    if isinstance(rule, Epsilon) and rule.bias == "absorb" and pending and filtered is None and not run.linked:
         return _under_epsilon(run, rule, linear_map, tensors, z)
     note = facts.read(a, run)
     layer = LayerCall(

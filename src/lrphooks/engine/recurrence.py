@@ -225,7 +225,7 @@ class _Map:
         layer = Layer(Dense(), a, z, weight, self.bias, input_nonnegative=False, relu_follows=False, modified=modified)
         if not torch.is_grad_enabled():
             return rule.factors(layer)
-        return tuple(Factor.of(z, term) for term in rule.terms(layer))
+        return tuple(factor for term in rule.terms(layer) for factor in Factor.of(layer, term))
 
     def _in_steps(self, rows: Tensor) -> Tensor:
         return rows.view(self.steps, rows.shape[0] // self.steps, rows.shape[1])

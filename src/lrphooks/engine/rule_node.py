@@ -147,7 +147,7 @@ def _of_parameters(
     with torch.enable_grad():
         local = [t.detach().requires_grad_() if need else t for t, need in zip(tensors[1:], needed, strict=True)]
         layer = call.layer(None, (tensors[0].detach(), *local), relu_follows=relu_follows, cached=False)
-        total = _sum(None if gradient is None else gradient * layer.output.detach(), relevance)
+        total = _sum(None if gradient is None else gradient * layer.value.detach(), relevance)
         assert total is not None
         if isinstance(call.rule, InputRule):
             contributions, stabilized = call.rule.denominators(layer)
@@ -185,7 +185,7 @@ def _anew(
     """Return shares and weights computed again: for relevance to be differentiated, or that arrives as such."""
     assert isinstance(call.rule, LinearRule)
     layer = call.layer(None, tensors, relu_follows=relu_follows, cached=False)
-    total = _sum(None if gradient is None else gradient * layer.output, relevance)
+    total = _sum(None if gradient is None else gradient * layer.value, relevance)
     assert total is not None
     terms = call.rule.terms(layer)
     shares = [(total / term.denominator(), layer.output, term.routes) for term in terms]

@@ -137,7 +137,9 @@ class RuledLayer(Executed):
                 forms[form, parameter] = made
             return made
 
-        return Layer(self.map, a, output, weight, bias, self.input_nonnegative, relu_follows, modified)
+        layer = Layer(self.map, a, output, weight, bias, self.input_nonnegative, relu_follows, modified)
+        ignores = isinstance(self.rule, LinearRule) and self.rule.bias == "ignore"
+        return layer.without_bias() if ignores else layer
 
 
 def modified_weight(weight: Tensor, form: WeightForm, parameter: float) -> Tensor:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +23,36 @@ from lrphooks.layers.layer import Factor, Layer, Route, Term
 from lrphooks.rules import factors, parts
 from lrphooks.rules.base import LayerRule, Stabilizer, number
 
+#: What becomes of the relevance of biases, a merged BatchNorm's shift among them.
+Bias = Literal["absorb", "ignore"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class LinearRule(LayerRule):
-    """A rule for linear layers that answers with terms: shares of the relevance and the weights they return by."""
+    """A rule for linear layers that answers with terms: shares of the relevance and the weights they return by.
+
+    Parameters
+    ----------
+    bias
+        "absorb", as the literature has it: the bias takes part in the denominator, and its share goes nowhere.
+        "ignore": it takes no part, as if the layer had none, so that all relevance of the output goes to the inputs.
+
+    Raises
+    ------
+    ValueError
+        If ``bias`` is neither.
+    """
+
+    bias: Bias = field(default="absorb", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.bias not in ("absorb", "ignore"):
+            raise ValueError(f'{type(self).__name__}: bias must be "absorb" or "ignore", got {self.bias!r}.')
+
+    def __repr__(self) -> str:
+        shown = [f.name for f in fields(self) if f.repr and f.name != "bias"]
+        shown += ["bias"] if self.bias != "absorb" else []
+        return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @abstractmethod
     def terms(self, layer: Layer) -> tuple[Term, ...]:
@@ -36,7 +63,7 @@ class LinearRule(LayerRule):
 
         A rule may have a shorter way to the same values.
         """
-        return tuple(Factor.of(layer.output, term) for term in self.terms(layer))
+        return tuple(factor for term in self.terms(layer) for factor in Factor.of(layer, term))
 
     @property
     def is_gradient(self) -> bool:
@@ -58,20 +85,21 @@ class LinearRule(LayerRule):
         return False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Stabilized(LinearRule):
     """A linear rule whose denominators are stabilized."""
 
     stabilizer: float | Stabilizer = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Stabilizer.ensure(type(self).__name__, "stabilizer", self.stabilizer)
 
     def stabilize(self, denominator: Tensor) -> Tensor:
         return Stabilizer.ensure(type(self).__name__, "stabilizer", self.stabilizer)(denominator)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Epsilon(LinearRule):
     """The epsilon rule; ``Epsilon(0)`` is LRP-0.
 
@@ -96,6 +124,7 @@ class Epsilon(LinearRule):
     epsilon: float | Stabilizer = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Stabilizer.ensure("Epsilon", "epsilon", self.epsilon)
 
     @property
@@ -108,7 +137,7 @@ class Epsilon(LinearRule):
 
     @property
     def is_gradient(self) -> bool:
-        return self._stabilizer.epsilon == 0.0
+        return self._stabilizer.epsilon == 0.0 and self.bias == "absorb"
 
     @property
     def separable(self) -> bool:
@@ -122,14 +151,14 @@ class Epsilon(LinearRule):
 
     def factors(self, layer: Layer) -> tuple[Factor, ...]:
         shift = self.shift(layer.output.dtype)
-        return super().factors(layer) if shift is None else factors.epsilon(layer, shift)
+        return super().factors(layer) if shift is None or layer.given is not None else factors.epsilon(layer, shift)
 
 
 @lru_cache(64)
 def _epsilon_stabilizer(epsilon: float | Stabilizer) -> Stabilizer:
     """Return the stabilizer, which is asked for at every layer."""
     given = Stabilizer.ensure("Epsilon", "epsilon", epsilon)
-    return _OfShare(**{field.name: getattr(given, field.name) for field in fields(given)})
+    return _OfShare(**{f.name: getattr(given, f.name) for f in fields(given)})
 
 
 @dataclass(frozen=True)
@@ -141,7 +170,7 @@ class _OfShare(Stabilizer):
         return max(self.epsilon, info.tiny * info.eps) if dtype == torch.float16 else self.epsilon
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gamma(LinearRule):
     """The generalised gamma rule, which favours contributions of the output's own sign.
 
@@ -174,6 +203,7 @@ class Gamma(LinearRule):
     stabilizer: float | Stabilizer = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         number("Gamma", "gamma", self.gamma, minimum=0.0)
         Stabilizer.ensure("Gamma", "stabilizer", self.stabilizer)
 
@@ -215,12 +245,12 @@ class Gamma(LinearRule):
 
     def factors(self, layer: Layer) -> tuple[Factor, ...]:
         shift = Stabilizer.ensure("Gamma", "stabilizer", self.stabilizer).shift(layer.output.dtype)
-        if shift is None or not self.gamma:
+        if shift is None or not self.gamma or layer.given is not None:
             return super().factors(layer)
         return factors.gamma(layer, float(self.gamma), shift)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ZPlus(_Stabilized):
     """The z-plus rule: relevance follows the positive contributions alone.
 
@@ -248,12 +278,12 @@ class ZPlus(_Stabilized):
 
     def factors(self, layer: Layer) -> tuple[Factor, ...]:
         shift = Stabilizer.ensure("ZPlus", "stabilizer", self.stabilizer).shift(layer.output.dtype)
-        if shift is None or not (layer.input_nonnegative or factors.precise(layer)):
+        if shift is None or layer.given is not None or not (layer.input_nonnegative or factors.precise(layer)):
             return super().factors(layer)
         return factors.zplus(layer, shift)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AlphaBeta(LinearRule):
     """The alpha-beta rule: positive contributions times alpha, negative ones times beta, apart from each other.
 
@@ -276,6 +306,7 @@ class AlphaBeta(LinearRule):
     stabilizer: float | Stabilizer = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         alpha = number("AlphaBeta", "alpha", self.alpha, minimum=0.0)
         beta = number("AlphaBeta", "beta", self.beta, minimum=0.0)
         if not math.isclose(alpha - beta, 1.0, abs_tol=1e-9):
@@ -318,7 +349,7 @@ class AlphaBeta(LinearRule):
 
     def factors(self, layer: Layer) -> tuple[Factor, ...]:
         shift = Stabilizer.ensure("AlphaBeta", "stabilizer", self.stabilizer).shift(layer.output.dtype)
-        if shift is None or not factors.precise(layer):
+        if shift is None or layer.given is not None or not factors.precise(layer):
             return super().factors(layer)
         if not self.beta:
             return factors.zplus(layer, shift)

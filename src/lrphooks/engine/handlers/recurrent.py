@@ -120,7 +120,7 @@ def _stack(run: Run, name: str, arguments: dict[str, Any]) -> Stack | None:
         return None
     first = Call(Operation("linear", "linear"), F.linear, (x, params[0]), {}, [x])
     rule = rule_of_layer(run, first, [facts.read(x, run)])
-    if not (isinstance(rule, Gradient) or (isinstance(rule, LinearRule) and rule.separable)):
+    if not (isinstance(rule, Gradient) or (isinstance(rule, LinearRule) and rule.separable and rule.bias == "absorb")):
         return None
     return Stack(
         name,
