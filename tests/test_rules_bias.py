@@ -203,9 +203,8 @@ def test_a_checkpoint_and_the_audit_agree(preset):
 
 
 def test_zennit_leaves_out_biases_too():
+    import torchvision_shim  # noqa: F401, I001  (before zennit)
     from zennit.rules import Epsilon as Theirs
-
-    import torchvision_shim  # noqa: F401  (before zennit)
 
     layer, x = made("dense")
     theirs = Theirs(epsilon=0.25, zero_params="bias").copy()

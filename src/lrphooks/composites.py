@@ -30,7 +30,7 @@ from lrphooks.rules import (
     ZPlus,
 )
 from lrphooks.rules.base import number
-from lrphooks.rules.linear import Bias
+from lrphooks.rules.linear_rule import Bias
 
 _Number = float | Stabilizer
 

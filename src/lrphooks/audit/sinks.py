@@ -24,7 +24,7 @@ from lrphooks.engine.handlers.products import denominator_of
 from lrphooks.engine.serving import ELEMENTWISE_SELECT
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
-from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.linear_rule import LinearRule
 from lrphooks.rules.operation import (
     Constant,
     DeconvReLU,

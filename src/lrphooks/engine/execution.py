@@ -31,7 +31,7 @@ from lrphooks.layers.linear_map import Summation, along
 from lrphooks.operations import Operation, classify
 from lrphooks.operations.names import OF_TWO, SHAPED_BY_ANOTHER
 from lrphooks.rules.base import Rule
-from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.linear_rule import LinearRule
 from lrphooks.rules.operation import Constant, Gradient, Normalize, OperationRule
 from lrphooks.torch_private import is_view
 

@@ -28,7 +28,8 @@ from lrphooks.layers.linear_map import Dense, General, LinearMap, bind_convoluti
 from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
-from lrphooks.rules.linear import Epsilon, LinearRule
+from lrphooks.rules.linear import Epsilon
+from lrphooks.rules.linear_rule import LinearRule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Pass, Uniform
 from lrphooks.torch_private import version_of
 

@@ -22,7 +22,8 @@ from lrphooks.engine.unrolled import State
 from lrphooks.layers.layer import Factor, Layer, WeightForm
 from lrphooks.layers.linear_map import Dense
 from lrphooks.rules.base import Rule
-from lrphooks.rules.linear import Epsilon, LinearRule
+from lrphooks.rules.linear import Epsilon
+from lrphooks.rules.linear_rule import LinearRule
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from lrphooks.engine.derivatives import spare
 from lrphooks.engine.nodes import Node, _sum, absent, alias, per_input, zero_link
 from lrphooks.layers.layer import Factor, Layer, Route, WeightForm
 from lrphooks.rules.input import InputRule
-from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.linear_rule import LinearRule
 
 if TYPE_CHECKING:
     from lrphooks.engine.ruled_layer import RuledLayer

@@ -15,7 +15,7 @@ from lrphooks.layers.layer import Layer, WeightForm
 from lrphooks.layers.linear_map import LinearMap, Moved
 from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
-from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.linear_rule import LinearRule
 from lrphooks.torch_private import version_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from lrphooks.operations import Kind, Operation, classify, names
 from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
-from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.linear_rule import LinearRule
 from lrphooks.rules.operation import (
     Constant,
     DeconvReLU,

@@ -31,7 +31,7 @@ from lrphooks.engine.recurrent_node import RecurrentNode, Stack
 from lrphooks.engine.unmatched import report_operation
 from lrphooks.operations import Operation, classify
 from lrphooks.rules.base import Rule
-from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.linear_rule import LinearRule
 from lrphooks.rules.operation import Constant, Gradient
 
 if TYPE_CHECKING:
