@@ -311,5 +311,5 @@ def test_a_disk_that_is_full_leaves_no_part_of_a_file(folder, monkeypatch, capsy
 def test_a_closed_pipe_is_no_traceback():
     command = f"{sys.executable} -m lrphooks composites | head -1"
     shell = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert shell.stdout == "EpsilonPlus(epsilon=1e-06, stabilizer=1e-06)\n"
+    assert shell.stdout == "EpsilonPlus(epsilon=1e-06, stabilizer=1e-06, bias='absorb')\n"
     assert shell.stderr == ""
