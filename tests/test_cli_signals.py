@@ -74,7 +74,7 @@ def test_what_is_ignored_from_the_start_stays_so(program, tmp_path):
 
 def test_who_imports_lrphooks_keeps_its_signals(tmp_path):
     (tmp_path / "torch.py").write_text(TORCH.format(name="SIGINT"))
-    done = started("-c", "import lrphooks", path=str(tmp_path))
+    done = started("-c", "import lrphooks; lrphooks.lrp", path=str(tmp_path))
     assert done.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in done.stderr
 

@@ -7,9 +7,11 @@ Where a name is missing, the import of lrphooks says so, unless there is somethi
   raises torch's own ``CheckpointError`` where it runs again;
 - ``is_fused_attention`` knows the nodes of fused kernels by name. Where it misses one, torch says that the kernel has
   no second derivative.
+
+Torch's compiler takes longer to import than all the rest of torch, so it is imported where it is used.
 """
 
-# ruff: noqa: FBT003, SLF001 -- this is the place for them
+# ruff: noqa: FBT003, PLC0415, SLF001 -- this is the place for them
 
 from __future__ import annotations
 
@@ -20,12 +22,8 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-import torch._dynamo
-import torch._dynamo.config
-import torch._inductor.config
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -39,7 +37,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 __all__ = [
-    "ConstantSource",
     "DataDependentOutputException",
     "DynamicOutputShapeException",
     "FakeTensor",
@@ -235,29 +232,44 @@ TensorBase: Any = _needed("_C.TensorBase")
 # --- compilers ---
 
 
+def _compiler() -> Any:
+    import torch._dynamo.eval_frame
+
+    return torch._dynamo
+
+
 def compile_stance() -> Any:
     """Return how functions of torch.compile run in this process."""
-    return torch._dynamo.eval_frame._stance
+    return _compiler().eval_frame._stance
 
 
 def eager_stance() -> Any:
     """Return a stance by which they run as they are written."""
-    return torch._dynamo.eval_frame.DynamoStance("force_eager")
+    return _compiler().eval_frame.DynamoStance("force_eager")
 
 
 def set_compile_stance(stance: Any) -> None:
     """Set how they run; torch refuses that where it compiles."""
-    torch._dynamo.eval_frame._set_stance(stance)
+    _compiler().eval_frame._set_stance(stance)
 
 
 def allow_any_size(tensor: Tensor, dim: int) -> None:
     """Let torch.compile serve any size of a dimension, where it can."""
-    torch._dynamo.maybe_mark_dynamic(tensor, dim)
+    _compiler().maybe_mark_dynamic(tensor, dim)
 
 
 def tracing_through_compiled_functions() -> AbstractContextManager[Any]:
     """Have functions that were compiled traced as they are written, as part of the graph."""
+    import torch._dynamo.config
+
     return torch._dynamo.config.patch(error_on_nested_fx_trace=False)  # type: ignore[no-any-return]
+
+
+def source_of_constant(name: str) -> Any:
+    """Return where a tensor of a graph comes from that has a name alone."""
+    from torch._dynamo.source import ConstantSource
+
+    return ConstantSource(name)
 
 
 def traced(function: Callable[..., Any], *arguments: Tensor) -> GraphModule:
@@ -268,6 +280,8 @@ def traced(function: Callable[..., Any], *arguments: Tensor) -> GraphModule:
 
 def inductor_freezes() -> bool:
     """Whether inductor computes with weights while it compiles."""
+    import torch._inductor.config
+
     return bool(torch._inductor.config.freezing)
 
 

@@ -1,7 +1,7 @@
 """The command line: ``lrphooks explain`` draws the relevance of pictures, ``lrphooks audit`` balances its books.
 
-Each command is a module of its own with a ``COMMAND``, and is listed in :data:`lrphooks.cli.program.COMMANDS`. This
-module imports nothing, for :mod:`lrphooks` asks it first of all what Ctrl-C means.
+Each command is listed with its options in :data:`lrphooks.cli.commands.COMMANDS`, and does what ``run`` of the module
+of its name does. This module imports nothing, for :mod:`lrphooks` asks it first of all what Ctrl-C means.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -30,13 +31,18 @@ class UsageError(CommandError):
 @final
 @dataclass(frozen=True)
 class Command:
-    """One command: its name, a line and a paragraph about it, the arguments that it adds, and what it does.
+    """One command: its name, a line and a paragraph about it, and the arguments that it adds.
 
-    ``run`` returns the exit status, or raises a :class:`CommandError`.
+    What it does is the function ``run`` of the module of its name, which returns the exit status, or raises a
+    :class:`CommandError`.
     """
 
     name: str
     help: str
     description: str
     arguments: Callable[[argparse.ArgumentParser], object]
-    run: Callable[[argparse.Namespace], int]
+
+    def load(self) -> Callable[[argparse.Namespace], int]:
+        """Return what it does; torch is imported only now."""
+        run: Callable[[argparse.Namespace], int] = importlib.import_module(f"lrphooks.cli.{self.name}").run
+        return run

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from lrphooks.cli import arguments, inputs, reporting
-from lrphooks.cli.command import SUCCESS, Command, CommandError
+from lrphooks.cli.command import SUCCESS, CommandError
 from lrphooks.cli.drawing import draw_methods
 from lrphooks.cli.explaining import Explainer
 from lrphooks.cli.inputs import COMPARISON
 from lrphooks.cli.output import emit
 from lrphooks.cli.results import save
-from lrphooks.cli.subject import add_picture, subject_of
+from lrphooks.cli.subject import subject_of
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    add_picture(parser)
-    arguments.add_composites(parser, "compare")
-    arguments.add_target(parser, several=False)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="PLACE",
-        help=f"a folder, or the name of one PNG; default: NAME{COMPARISON} beside the picture NAME",
-    )
-    arguments.add_model(parser)
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Draw one picture by several composites."""
     subject = subject_of(options)
     output = inputs.one_output(subject.path, options.output, COMPARISON, packaged=not options.image)
     methods = arguments.composites_of(options)
@@ -54,13 +41,3 @@ def _run(options: argparse.Namespace) -> int:
     emit()
     emit(reporting.field("written", str(output)))
     return SUCCESS
-
-
-COMMAND = Command(
-    "compare",
-    help="draw the relevance of one picture by several composites",
-    description="Explain one class of one picture by several composites, and draw them one below the other as one "
-    "PNG, each on a scale of its own.",
-    arguments=_arguments,
-    run=_run,
-)

@@ -7,16 +7,13 @@ import json
 from typing import Any
 
 from lrphooks.cli import reporting
-from lrphooks.cli.command import SUCCESS, Command
+from lrphooks.cli.command import SUCCESS
 from lrphooks.cli.methods import BASELINES, METHODS, PRESETS, described, documented
 from lrphooks.cli.output import emit
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Print the composites."""
     if options.json:
         emit(json.dumps([_to_dict(name) for name in METHODS], indent=2))
         return SUCCESS
@@ -48,12 +45,3 @@ def _print(name: str) -> None:
         "",
     ):
         emit(line)
-
-
-COMMAND = Command(
-    "composites",
-    help="list the composites that can be named",
-    description="List the composites that --composite can name, with their arguments, what they do, and the paper.",
-    arguments=_arguments,
-    run=_run,
-)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lrphooks import __version__
 from lrphooks.cli import arguments, files, inputs, pictures, reporting
-from lrphooks.cli.command import FAILURE, SUCCESS, Command, CommandError, UsageError
+from lrphooks.cli.command import FAILURE, SUCCESS, CommandError, UsageError
 from lrphooks.cli.explaining import reason
 from lrphooks.cli.methods import Method
 from lrphooks.cli.output import emit, error_line
@@ -29,37 +29,9 @@ from lrphooks.engine.errors import UnmatchedError
 from lrphooks.evaluation import Blur, Metric, Result, SymmetricRelevanceGain, difference
 from lrphooks.models import PictureModel
 
-RESULTS = Path("evaluation.jsonl")
-STEPS = 14
 BATCH = 16
 #: How each line of the results begins.
 _BEGINNING = '{"key": '
-
-
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pictures", nargs="+", metavar="IMAGE", help="pictures, folders or patterns in quotes")
-    arguments.add_composites(parser, "judge")
-    arguments.add_target(parser, several=False)
-    parser.add_argument(
-        "--patch",
-        type=arguments.positive,
-        metavar="N",
-        help="the side in pixels of the patches that are removed; default: a fourteenth of the input",
-    )
-    parser.add_argument(
-        "--steps", type=arguments.positive, default=STEPS, metavar="N", help=f"points of a curve; default: {STEPS}"
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=RESULTS,
-        metavar="FILE",
-        help="where each result is kept as it comes, a line of JSON, so that a stopped run goes on where it was; "
-        f"default: {RESULTS}",
-    )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves there; needs lrphooks[plot]")
-    parser.add_argument("--json", action="store_true", help="print the table as JSON, and nothing else")
-    arguments.add_model(parser)
 
 
 class UnkeptError(CommandError):
@@ -119,7 +91,8 @@ class Kept:
             raise UnkeptError(f"the result could not be kept: {error}. Choose another place with --results.") from error
 
 
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Measure how faithful composites are."""
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib. Install the extra: pip install 'lrphooks[plot]'")
     found = inputs.find(options.pictures)
@@ -287,14 +260,3 @@ def _plot(results: dict[str, Result], path: Path) -> None:
     except (OSError, ValueError) as error:
         raise CommandError(f"the plot could not be written: {error}. Choose another place with --plot.") from error
     files.write(path, content.getvalue(), "the plot", "--plot")
-
-
-COMMAND = Command(
-    "evaluate",
-    help="measure how faithful composites are on pictures",
-    description="Measure the symmetric relevance gain of composites on pictures: the area between the curves of the "
-    "probability of the class when patches are blurred least relevant first and most relevant first. More is better, "
-    "and an order by chance has 0. Each result is kept, so that a run that is stopped goes on where it was.",
-    arguments=_arguments,
-    run=_run,
-)

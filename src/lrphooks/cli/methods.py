@@ -18,8 +18,6 @@ from lrphooks.cli.command import CommandError, UsageError
 from lrphooks.models import ModelError, PictureModel, UnknownModelError
 from lrphooks.models.own import called, named
 
-DEFAULT = "EpsilonPlus"
-
 #: What models say of themselves, for the presets that ask for it.
 _OF_MODEL: dict[str, Callable[[PictureModel], Any]] = {
     "low": lambda model: model.low,

@@ -7,22 +7,13 @@ import json
 import sys
 
 from lrphooks.cli import reporting
-from lrphooks.cli.command import SUCCESS, Command, CommandError
+from lrphooks.cli.command import SUCCESS, CommandError
 from lrphooks.cli.output import emit, printable
 from lrphooks.models import SOURCES, search
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "pattern",
-        nargs="?",
-        metavar="PATTERN",
-        help="list the models whose names match, such as 'timm:*' or '*resnet*'; default: where models come from",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else")
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Print where models come from, or which there are."""
     return _sources(options) if options.pattern is None else _search(options)
 
 
@@ -63,13 +54,3 @@ def _search(options: argparse.Namespace) -> int:
         for reason in unsearched:
             print(f"lrphooks: not searched: {printable(reason)}", file=sys.stderr)
     return SUCCESS
-
-
-COMMAND = Command(
-    "models",
-    help="list the models that can be named",
-    description="List what --model can name, which extra each needs and whether it can be used here; or, with a "
-    "pattern, the names that match.",
-    arguments=_arguments,
-    run=_run,
-)

@@ -12,19 +12,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lrphooks import __version__
-from lrphooks.cli import audit, compare, composites, evaluate, explain, files, memory, models, output, signals, stream
-from lrphooks.cli.command import FAILURE, Command, CommandError
+from lrphooks.cli import files, memory, output, signals
+from lrphooks.cli.command import FAILURE, CommandError
+from lrphooks.cli.commands import COMMANDS
 
-#: All commands, in the order of the help.
-COMMANDS: tuple[Command, ...] = (
-    explain.COMMAND,
-    audit.COMMAND,
-    compare.COMMAND,
-    evaluate.COMMAND,
-    stream.COMMAND,
-    models.COMMAND,
-    composites.COMMAND,
-)
 #: Set in the environment, it shows where an error that nobody foresaw comes from.
 TRACEBACK = "LRPHOOKS_TRACEBACK"
 
@@ -33,19 +24,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; without arguments, as the program that the process is."""
     program = arguments is None
     try:
+        # A console or pipe that cannot show the sigma gets a question mark, not a traceback.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
+        options = _options(arguments)
+        run_command = next(command for command in COMMANDS if command.name == options.command).load()
         with ExitStack() as stack:
             if program:
                 stack.enter_context(signals.stoppable())
-            # A console or pipe that cannot show the sigma gets a question mark, not a traceback.
-            if isinstance(sys.stdout, io.TextIOWrapper):
-                sys.stdout.reconfigure(errors="replace")
-            options = _options(arguments)
             stack.enter_context(output.results_alone(program=program))
             if program and getattr(options, "device", "cpu") == "cpu":
                 memory.limit()
             files.begin()
-            command = next(command for command in COMMANDS if command.name == options.command)
-            return command.run(options)
+            return run_command(options)
     except CommandError as error:
         output.complain(str(error))
         return error.status

@@ -5,39 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from lrphooks.cli import arguments, reporting, video
-from lrphooks.cli.command import FAILURE, SUCCESS, Command, CommandError
+from lrphooks.cli.command import FAILURE, SUCCESS, CommandError
 from lrphooks.cli.explaining import Explanation
 from lrphooks.cli.output import complain, emit
-from lrphooks.cli.video import CODECS
 from lrphooks.models import PictureModel
 from lrphooks.visualization import heatmap
 
 _LETTERS, _STRIP = 16, 28
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("video", metavar="VIDEO", help="a video file, or the number of a camera: 0 is the first")
-    arguments.add_composite(parser)
-    arguments.add_target(parser, several=False)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="PLACE",
-        help=f"the video to write ({' or '.join(CODECS)}), or a folder for a PNG of each frame; default: none, "
-        "predictions and frames per second are printed",
-    )
-    parser.add_argument(
-        "--frames", type=arguments.positive, metavar="N", help="stop after so many; default: at the end, or Ctrl-C"
-    )
-    arguments.add_model(parser)
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Explain the frames of a video."""
     cv2 = video.opencv()
     sink = video.sink_for(cv2, options.output)
     with video.Capture(cv2, options.video) as capture:
@@ -95,14 +77,3 @@ def drawn(model: PictureModel, shown: Image.Image, found: Explanation) -> Image.
     text = f"{explained.name}, f(x) = {explained.output:.3g}"
     ImageDraw.Draw(canvas).text((6, height + 4), text, fill="black", font=ImageFont.load_default(_LETTERS))
     return canvas
-
-
-COMMAND = Command(
-    "stream",
-    help="explain a video or a camera, frame after frame",
-    description="Explain a video or a camera, frame after frame, as fast as the model goes. Prints the prediction and "
-    "how many frames a second were explained, and writes each frame beside its heatmap. Needs the extra: pip install "
-    "'lrphooks[video]'.",
-    arguments=_arguments,
-    run=_run,
-)

@@ -39,13 +39,6 @@ class Subject:
         ]
 
 
-def add_picture(command: argparse.ArgumentParser) -> None:
-    """Add the argument for the picture."""
-    command.add_argument(
-        "image", nargs="?", type=Path, metavar="IMAGE", help="a picture; default: a digit that comes with the package"
-    )
-
-
 def subject_of(options: argparse.Namespace) -> Subject:
     """Return the picture that is asked for, as the model sees it.
 

@@ -7,17 +7,11 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.fx.experimental.symbolic_shapes import (
-    DimDynamic,
-    GuardOnDataDependentSymNode,
-    ShapeEnv,
-    StatelessSymbolicContext,
-)
 
 from lrphooks.compilation.kept import SMALL, Kept, split
 from lrphooks.compilation.preparation import Prepared, share_laid_out_weights, take_scales_out_of_weights
@@ -26,7 +20,6 @@ from lrphooks.engine.errors import LRPError
 from lrphooks.engine.reporting import site_of
 from lrphooks.engine.tracing import Condition, tracing
 from lrphooks.torch_private import (
-    ConstantSource,
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
@@ -34,10 +27,14 @@ from lrphooks.torch_private import (
     allow_any_size,
     enable_python_dispatcher,
     inductor_freezes,
+    source_of_constant,
     traced,
     tracing_through_compiled_functions,
     tree_map_only,
 )
+
+if TYPE_CHECKING:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 #: The sizes of a tensor's dimensions, None for any size.
 Sizes = tuple["int | None", ...]
@@ -119,6 +116,9 @@ def trace(
     LRPError
         If the model or the target asks for values, which a graph does not have.
     """
+    # Here, for it takes long to import.
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # noqa: PLC0415
+
     snapshot = Snapshot(model)
     shapes = ShapeEnv()
     fake = _WithoutValues(shape_env=shapes, allow_non_fake_inputs=True)
@@ -196,21 +196,25 @@ def _known_size(size: int | torch.SymInt) -> int | None:
 
 
 def _placeholder(fake: FakeTensorMode, tensor: Tensor, sizes: Sizes, position: int) -> FakeTensor:
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext  # noqa: PLC0415  as above
+
     dynamic = [DimDynamic.DYNAMIC if size is None else DimDynamic.STATIC for size in sizes]
     return fake.from_tensor(
         tensor.detach(),
         symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic),
-        source=ConstantSource(f"input{position}"),
+        source=source_of_constant(f"input{position}"),
     )
 
 
 #: Where torch cannot go on without values, in the words of its errors; its classes for that have changed.
 _WORDS = ("data-dependent", "data dependent", "tracing tensor", "FakeTensor", "fake tensor", "tensor subclasses")
-_CLASSES = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
+_CLASSES = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 def _asks_for_values(error: Exception) -> bool:
-    return isinstance(error, _CLASSES) or (
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # noqa: PLC0415  as above
+
+    return isinstance(error, (*_CLASSES, GuardOnDataDependentSymNode)) or (
         isinstance(error, RuntimeError | NotImplementedError) and any(word in str(error) for word in _WORDS)
     )
 

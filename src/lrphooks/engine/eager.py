@@ -29,6 +29,8 @@ class _Eager:
 
     def add(self, user: object) -> None:
         """Count one more user."""
+        # The first call imports torch's compiler: before the lock, which whatever runs in an import may want as well.
+        compile_stance()
         with self._lock:
             self._users.add(user)
             self._settle()
