@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lrphooks import backward, visualization
+from lrphooks import backward
 from lrphooks.baselines.base import Baseline
 from lrphooks.composite import Composite
 from lrphooks.composites import EpsilonPlus
@@ -75,12 +75,16 @@ class Explanation:
 
         None where they are neither images, (B, C, H, W), nor signals, (B, C, T). Signals need the extra ``plot``.
         """
+        from lrphooks import visualization  # noqa: PLC0415  where it is drawn
+
         return visualization.picture_of(self.inputs, self.relevance, title=title, most=most)
 
     def _shapes(self) -> list[str]:
         return [str(tuple(t.shape)) for t in containers.tensors(self.relevance)]
 
     def _repr_html_(self) -> str:
+        from lrphooks import visualization  # noqa: PLC0415  as above
+
         values = ", ".join(f"{value:.4g}" for value in self.explained.flatten()[:4].tolist())
         summary = {
             "f(x)": values + (", …" if self.explained.numel() > 4 else ""),

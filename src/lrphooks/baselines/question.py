@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lrphooks import selection, targets
 from lrphooks.engine import containers
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.training import warn_of_training
 from lrphooks.forward import Inputs
 from lrphooks.selection import Target
 
@@ -28,6 +29,7 @@ class Question:
         if not isinstance(model, nn.Module):
             raise TypeError(f"{who}: expected a torch.nn.Module, got {model!r} of type {type(model).__name__}.")
         self.model, self.who = model, who
+        warn_of_training(model, who)
         self._structure = Inputs(x, kwargs, who)
         self._structure.check()
         self._structure.enter()

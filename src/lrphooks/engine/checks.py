@@ -13,11 +13,12 @@ from torch.utils.checkpoint import CheckpointFunction
 from lrphooks.engine import containers
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.provenance import leaf_of, nodes_behind
+from lrphooks.engine.training import warn_of_training
 from lrphooks.torch_private import CALL_SLOT, is_transformed, unwrapped
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise an error that says why, if the model cannot be hooked."""
+    """Raise an error that says why, if the model cannot be hooked; warn if it is in training mode."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected a torch.nn.Module to explain, got {model!r} of type {type(model).__name__}.")
     for name, module in model.named_modules():
@@ -47,6 +48,7 @@ def check_model(model: nn.Module) -> None:
                     f"{where} has parameters that were made inside torch.inference_mode, which autograd cannot use. "
                     "Make the model outside of that block."
                 )
+    warn_of_training(model, "lrphooks")
 
 
 def is_compiled(module: nn.Module) -> bool:
