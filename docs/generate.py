@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrphooks import rules
-from lrphooks.engine.handlers import CONVENTIONS
+from lrphooks.engine.conventions import CONVENTIONS
 from lrphooks.engine.serving import SERVED
 from lrphooks.operations import Kind, catalog, names
 from lrphooks.rules.base import Rule

@@ -16,7 +16,7 @@ import torchvision_shim  # noqa: F401
 from lrphooks import Composite
 from lrphooks.cli import main
 from lrphooks.cli.program import COMMANDS, parser
-from lrphooks.engine.handlers import CONVENTIONS
+from lrphooks.engine.conventions import CONVENTIONS
 from lrphooks.rules import Epsilon, Gradient
 
 ROOT = Path(__file__).parents[1]

@@ -41,7 +41,7 @@ CASES = {
     "explain": (small, WAYS["explain"], 7),
     "audit": (small, WAYS["audit"], 7),
     "checkpoint": (small_checkpointed, CHECKPOINTED_WAYS["checkpoint"], 7),
-    "checkpoint after the block": (small_checkpointed, CHECKPOINTED_WAYS["checkpoint after the block"], 5),
+    "checkpoint after the block": (small_checkpointed, CHECKPOINTED_WAYS["checkpoint after the block"], 1),
 }
 
 #: The instructions within which Python lets an interrupt in; None is the beginning of a function, before the first.
@@ -88,7 +88,10 @@ def test_an_interrupt_at_any_instant_leaves_nothing(name):
         except KeyboardInterrupt as interruption:
             came += 1
             at_once = left(model)
-            if kept_by_torch and checkpoint.__wrapped__.__code__ in codes(interruption.__traceback__):
+            ran = codes(interruption.__traceback__)
+            # It may come between torch's setting of the hooks, in a generator, and the function that they are for.
+            between = ran[-1] is checkpoint.__wrapped__.__code__
+            if between or (kept_by_torch and checkpoint.__wrapped__.__code__ in ran):
                 at_once.pop("hooks on saved tensors", None)
         # A context manager of the user's own lives as long as the traceback, and so does the block inside of it.
         assert not at_once or name == "wrapped context", (at, interrupted.where)

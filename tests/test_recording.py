@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from lrphooks import LRPError, explain
+from lrphooks import LRPError, composites, explain
 from lrphooks.baselines import InputXGradient
 from lrphooks.matching import ReLU
 from lrphooks.rules import Epsilon
@@ -96,3 +97,48 @@ def test_a_baseline_attributes_to_inputs_alone():
     for asked in ({"record": "stem"}, {"parameters": True}):
         with pytest.raises(LRPError, match=r"explain: InputXGradient\(\) attributes to inputs alone.*give a composite"):
             explain(MODEL, X, 1, method, **asked)
+
+
+class Checkpointed(nn.Module):
+    """A layer, whose output a checkpoint takes, and a head; the same with and without the checkpoint."""
+
+    def __init__(self, kept: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head, self.kept = nn.Linear(6, 6), nn.Linear(6, 3), kept
+        self.double().eval()
+
+    def forward(self, x):
+        u = self.first(x)
+
+        def attend(u):
+            return nn.functional.scaled_dot_product_attention(u, u, u)
+
+        return self.head((checkpoint(attend, u, use_reentrant=False) if self.kept else attend(u)).mean(1))
+
+
+@pytest.mark.parametrize("composite", [composites.AttnLRP(1e-3), composites.AttnLRP(), composites.EpsilonPlus()])
+def test_a_checkpoint_behind_a_recorded_layer_changes_nothing(composite):
+    """What it runs again sets nodes anew, which are no further places at which relevance arrives."""
+    x = torch.randn(2, 4, 6, dtype=torch.float64)
+    found = [explain(Checkpointed(kept), x, 1, composite, record="first") for kept in (True, False)]
+    torch.testing.assert_close(found[0].recorded["first"], found[1].recorded["first"], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[0].relevance, found[1].relevance, rtol=0, atol=1e-12)
+
+
+def test_a_recorded_view_that_is_a_constant_may_be_overwritten():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.gate, self.signal = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.double().eval()
+
+        def forward(self, x):
+            gate = self.gate(x.softmax(-1))
+            assert gate.add_(1) is gate
+            return (gate * self.signal(x)).sum(1)
+
+    x = torch.randn(2, 4, 6, dtype=torch.float64)
+    found = explain(Model(), x, 1, composites.CPLRP(), record="gate")
+    assert not found.recorded["gate"].any()

@@ -24,7 +24,7 @@ from lrphooks.rules import (
     Uniform,
     ZPlus,
 )
-from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.linear_rule import LinearRule
 from small_networks import equal, every_layer, relevance, weighting
 from test_derivatives import check as check_derivatives
 

@@ -2,6 +2,7 @@
 
 python -m benchmarks.speed                                  # all models, batch 4
 python -m benchmarks.speed --quick                          # small images, under two minutes
+python -m benchmarks.speed --launch                         # small inputs, batch 1: what Python costs, and entering
 python -m benchmarks.speed --growth depth --growth targets   # how cost grows
 python -m benchmarks.speed --model ResNet-50 --batch 1 --batch 8 --json speed.json --table docs/speed.md
 python -m benchmarks.speed --join a.json --join b.json --table docs/speed.md   # one page of several runs
@@ -28,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     # Only what is asked for, where anything is.
-    names = options.model or (() if options.growth else cases.QUICK if options.quick else cases.USUAL)
+    usual = cases.LAUNCH if options.launch else cases.QUICK if options.quick else cases.USUAL
+    names = options.model or (() if options.growth else usual)
     if options.join:
         joined = report.Found.joined(path.read_text() for path in options.join)
         print(_kept(joined, options))
@@ -42,9 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [subjects.SUBJECTS[n] for n in (subjects.SUBJECTS if "all" in asked else asked)]
         if options.compile:
             chosen += subjects.COMPILED
-        for batch in options.batch or ([1] if options.quick else [4]):
+        for batch in options.batch or ([1] if options.quick or options.launch else [4]):
             size = options.size or (case.quick if options.quick else case.size)
-            repeats = options.repeats or (3 if options.quick else 7)
+            size = cases.LAUNCH.get(name, size) if options.launch and not options.size else size
+            repeats = options.repeats or (3 if options.quick else 30 if options.launch else 7)
             setting = Setting(batch, size, repeats, options.device, getattr(torch, options.dtype), keeps)
             found.rows += measure(case, chosen, setting)
             print(f"{name}, batch {batch}: done", file=sys.stderr)
@@ -85,6 +88,7 @@ def _drawn(found: report.Found, options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="The price of relevance.")
     parser.add_argument("--quick", action="store_true", help="three models, small inputs, batch 1, three repeats")
+    parser.add_argument("--launch", action="store_true", help="small inputs, batch 1, where Python decides")
     parser.add_argument("--model", action="append", choices=cases.CASES, help="only this model; may be repeated")
     parser.add_argument(
         "--subject",

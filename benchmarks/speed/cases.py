@@ -179,6 +179,13 @@ def _double(inner: int, outer: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def _vit_tiny(size: int) -> nn.Module:
+    import timm
+
+    made: nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=size)
+    return made
+
+
 def _vectors(width: int) -> Callable[[int, int], Tensor]:
     return lambda batch, length: torch.randn(batch, length, width)
 
@@ -204,9 +211,14 @@ CASES = {
         Case("Llama-small", lambda _: llama(512, layers=8), 256, 16, _vectors(512), "tokens", TOKENS),
         Case("LSTM", lambda _: Recurrent(), 128, 16, _vectors(64), "tokens"),
         Case("U-Net 3-D", lambda _: UNet3d(), 48, 16, lambda b, n: torch.randn(b, 1, n, n, n), "volumes"),
+        Case("ViT-tiny", _vit_tiny, 224, 32, _images, subjects=ATTENTION, usual=False),
+        Case("BERT-2", lambda n: bert(64, layers=2, length=n), 128, 16, _vectors(64), "tokens", TOKENS, usual=False),
+        Case("Llama-2", lambda _: llama(64, layers=2), 128, 16, _vectors(64), "tokens", TOKENS, usual=False),
         Case("tiny", _tiny, 16, 8, _images, usual=False),
     )
 }
 #: What runs where no model is named.
 USUAL = tuple(case.name for case in CASES.values() if case.usual)
 QUICK = ("VGG-16", "ResNet-50", "ViT-B/16")
+#: Where kernels are so short that Python decides, with the side of the images or the number of tokens.
+LAUNCH = {"ResNet-50": 33, "EfficientNet-B0": 33, "ViT-tiny": 32, "BERT-2": 16, "Llama-2": 16}

@@ -18,7 +18,7 @@ from lrphooks.rules.operation import Constant, DeconvReLU, Gradient, GuidedReLU,
 from lrphooks.torch_private import Convolution
 
 if TYPE_CHECKING:
-    from lrphooks.composite import Composite
+    from lrphooks.entries import Entries
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def is_linear_layer(module: nn.Module) -> bool:
     return operation_name(module) is not None
 
 
-def assign(composite: Composite, model: nn.Module) -> Assignment:
+def assign(composite: Entries, model: nn.Module) -> Assignment:
     """Return the assignment of a composite to a model.
 
     Raises
@@ -153,7 +153,7 @@ def _by_module(entries: Sequence[tuple[Any, Rule]], module: nn.Module, paths: li
 
 
 def _by_operation(
-    composite: Composite, operation: str, module: nn.Module, paths: list[matching.Path], seen: set[int]
+    composite: Entries, operation: str, module: nn.Module, paths: list[matching.Path], seen: set[int]
 ) -> list[Candidate]:
     """Return the rules whose matchers describe the operation that a layer runs."""
     candidates: list[Candidate] = []
@@ -203,7 +203,7 @@ def _cannot_serve_cells(rule: Rule) -> str | None:
     return "each operation of a cell has its own rule; match its gates (lrphooks.matching.Gate) or products (torch.mul)"
 
 
-def _check_patterns(composite: Composite, modules: dict[nn.Module, list[matching.Path]]) -> None:
+def _check_patterns(composite: Entries, modules: dict[nn.Module, list[matching.Path]]) -> None:
     paths = [path for each in modules.values() for path in each]
     for index, (matcher, _) in enumerate(composite.entries):
         for pattern in matching.patterns(matcher):
@@ -215,7 +215,7 @@ def _check_patterns(composite: Composite, modules: dict[nn.Module, list[matching
                 )
 
 
-def _located(composite: Composite, modules: dict[nn.Module, list[matching.Path]]) -> list[tuple[Any, Rule]]:
+def _located(composite: Entries, modules: dict[nn.Module, list[matching.Path]]) -> list[tuple[Any, Rule]]:
     """Return the entries with their ranges of layers found in the model."""
     try:
         return [(matching.located(matcher, modules), rule) for matcher, rule in composite.entries]

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import nn
 
-from lrphooks import matching
 from lrphooks.assignment import Assignment, assign
-from lrphooks.checking import checked
 from lrphooks.engine.session import Session
-from lrphooks.rules.base import LayerRule, Rule
+from lrphooks.entries import Entries
+from lrphooks.rules.base import LayerRule
 from lrphooks.rules.filter import TopRelevance
-
-Unmatched = Literal["error", "warn", "gradient"]
-Entry = tuple[matching.Matcher, Rule]
 
 
 @dataclass(frozen=True, repr=False)
-class Composite:
+class Composite(Entries):
     """Maps layers and operations to rules; the first entry that matches wins.
 
     Parameters
     ----------
     entries
         Pairs of a matcher (see :mod:`lrphooks.matching`) and a rule. Operations that no entry names follow the
-        conventions (:data:`lrphooks.engine.handlers.CONVENTIONS`); linear layers must be matched.
+        conventions (:data:`lrphooks.engine.conventions.CONVENTIONS`); linear layers must be matched.
     unmatched
         What to do with a linear layer or an operation that has no rule: raise an error (the default), warn, or
         silently keep its plain gradient.
@@ -48,42 +42,6 @@ class Composite:
     >>> with composite.context(model):
     ...     model(x)[:, 3].sum().backward()  # x requires a gradient, and x.grad is its relevance
     """
-
-    entries: tuple[Entry, ...] = ()
-    unmatched: Unmatched = "error"
-    attribution: Literal["relevance", "gradient"] = "relevance"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.entries, Iterable) or isinstance(self.entries, str):
-            raise TypeError(f"Composite: entries must be a list of (matcher, rule) pairs, got {self.entries!r}.")
-        entries: list[Entry] = []
-        for index, entry in enumerate(self.entries):
-            if not isinstance(entry, tuple | list) or len(entry) != 2:
-                raise TypeError(f"Composite: entry {index} must be a (matcher, rule) pair, got {entry!r}.")
-            matcher, rule = entry
-            try:
-                matcher = checked(matcher)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"Composite: entry {index}: {error}") from None
-            if not isinstance(rule, Rule):
-                hint = f" Did you mean {rule.__name__}()?" if isinstance(rule, type) else ""
-                raise TypeError(
-                    f"Composite: entry {index}: expected a rule such as lrphooks.rules.Epsilon(), got {rule!r}.{hint}"
-                )
-            entries.append((matcher, rule))
-        object.__setattr__(self, "entries", tuple(entries))
-        for name, allowed in (("unmatched", ("error", "warn", "gradient")), ("attribution", ("relevance", "gradient"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"Composite: {name} must be one of {allowed}, got {getattr(self, name)!r}.")
-
-    def __repr__(self) -> str:
-        entries = ", ".join(f"({matching.describe(matcher)}, {rule!r})" for matcher, rule in self.entries)
-        options = ""
-        if self.unmatched != "error":
-            options += f", unmatched={self.unmatched!r}"
-        if self.attribution != "relevance":
-            options += f", attribution={self.attribution!r}"
-        return f"Composite([{entries}]{options})"
 
     def filtered(self, percent: float) -> Composite:
         """Return the composite with a relevance filter in front of the rule of every linear layer.

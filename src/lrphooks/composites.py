@@ -2,7 +2,8 @@
 
 Arguments shared by all: ``epsilon`` stabilizes the epsilon rule and ``stabilizer`` the others, each a number or a
 :class:`lrphooks.rules.Stabilizer`. ``layers`` are entries, pairs of a matcher and a rule, that come before the
-preset's own, so that they win.
+preset's own, so that they win. ``bias`` is that of the linear rules (:class:`lrphooks.rules.LinearRule`): with "ignore"
+the layers hand all relevance on to their inputs, and biases and merged BatchNorms absorb none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lrphooks.composite import Composite, Entry
+from lrphooks.composite import Composite
+from lrphooks.entries import Entry
 from lrphooks.matching import AnyLinear, Convolution, First, Linear, ReLU, Softmax, Sum
 from lrphooks.rules import (
     AlphaBeta,
@@ -28,32 +30,37 @@ from lrphooks.rules import (
     ZPlus,
 )
 from lrphooks.rules.base import number
+from lrphooks.rules.linear_rule import Bias
 
 _Number = float | Stabilizer
 
 
-def EpsilonPlus(epsilon: _Number = 1e-6, stabilizer: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
+def EpsilonPlus(
+    epsilon: _Number = 1e-6, stabilizer: _Number = 1e-6, *, bias: Bias = "absorb", layers: Sequence[Entry] = ()
+) -> Composite:
     """ZPlus on convolutions, epsilon on dense layers.
 
     References
     ----------
     Kohlbrenner et al., "Towards Best Practice in Explaining Neural Network Decisions with LRP", IJCNN 2020.
     """
-    return Composite((*layers, (Convolution, ZPlus(stabilizer)), (Linear, Epsilon(epsilon))))
+    return Composite((*layers, (Convolution, ZPlus(stabilizer, bias=bias)), (Linear, Epsilon(epsilon, bias=bias))))
 
 
-def EpsilonPlusFlat(epsilon: _Number = 1e-6, stabilizer: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
+def EpsilonPlusFlat(
+    epsilon: _Number = 1e-6, stabilizer: _Number = 1e-6, *, bias: Bias = "absorb", layers: Sequence[Entry] = ()
+) -> Composite:
     """:func:`EpsilonPlus` with the flat rule on the first executed linear layer.
 
     References
     ----------
     Kohlbrenner et al., "Towards Best Practice in Explaining Neural Network Decisions with LRP", IJCNN 2020.
     """
-    return EpsilonPlus(epsilon, stabilizer, layers=[*layers, (First(AnyLinear), Flat(stabilizer))])
+    return EpsilonPlus(epsilon, stabilizer, bias=bias, layers=[*layers, (First(AnyLinear), Flat(stabilizer))])
 
 
 def EpsilonAlpha2Beta1(
-    epsilon: _Number = 1e-6, stabilizer: _Number = 1e-6, *, layers: Sequence[Entry] = ()
+    epsilon: _Number = 1e-6, stabilizer: _Number = 1e-6, *, bias: Bias = "absorb", layers: Sequence[Entry] = ()
 ) -> Composite:
     """AlphaBeta(2, 1) on convolutions, epsilon on dense layers.
 
@@ -61,11 +68,13 @@ def EpsilonAlpha2Beta1(
     ----------
     Kohlbrenner et al., "Towards Best Practice in Explaining Neural Network Decisions with LRP", IJCNN 2020.
     """
-    return Composite((*layers, (Convolution, AlphaBeta(2.0, 1.0, stabilizer)), (Linear, Epsilon(epsilon))))
+    return Composite(
+        (*layers, (Convolution, AlphaBeta(2.0, 1.0, stabilizer, bias=bias)), (Linear, Epsilon(epsilon, bias=bias)))
+    )
 
 
 def EpsilonAlpha2Beta1Flat(
-    epsilon: _Number = 1e-6, stabilizer: _Number = 1e-6, *, layers: Sequence[Entry] = ()
+    epsilon: _Number = 1e-6, stabilizer: _Number = 1e-6, *, bias: Bias = "absorb", layers: Sequence[Entry] = ()
 ) -> Composite:
     """:func:`EpsilonAlpha2Beta1` with the flat rule on the first executed linear layer.
 
@@ -73,7 +82,7 @@ def EpsilonAlpha2Beta1Flat(
     ----------
     Kohlbrenner et al., "Towards Best Practice in Explaining Neural Network Decisions with LRP", IJCNN 2020.
     """
-    return EpsilonAlpha2Beta1(epsilon, stabilizer, layers=[*layers, (First(AnyLinear), Flat(stabilizer))])
+    return EpsilonAlpha2Beta1(epsilon, stabilizer, bias=bias, layers=[*layers, (First(AnyLinear), Flat(stabilizer))])
 
 
 def EpsilonGammaBox(
@@ -83,6 +92,7 @@ def EpsilonGammaBox(
     gamma: float = 0.25,
     stabilizer: _Number = 1e-6,
     *,
+    bias: Bias = "absorb",
     layers: Sequence[Entry] = (),
 ) -> Composite:
     """ZBox on the first executed convolution, gamma on the others, epsilon on dense layers.
@@ -108,8 +118,8 @@ def EpsilonGammaBox(
         (
             *layers,
             (First(Convolution), ZBox(low, high, stabilizer)),
-            (Convolution, Gamma(gamma, stabilizer)),
-            (Linear, Epsilon(epsilon)),
+            (Convolution, Gamma(gamma, stabilizer, bias=bias)),
+            (Linear, Epsilon(epsilon, bias=bias)),
         )
     )
 
@@ -124,6 +134,7 @@ def GammaDecay(
     epsilon: _Number = 1e-6,
     stabilizer: _Number = 1e-6,
     *,
+    bias: Bias = "absorb",
     layers: Sequence[Entry] = (),
 ) -> Composite:
     """:func:`EpsilonGammaBox` with a gamma that falls with the depth of the convolution, and one for residual sums.
@@ -167,27 +178,29 @@ def GammaDecay(
     names = [n.replace("[", "[[]") for n, m in model.named_modules() if n and isinstance(m, Convolution.types)]
     steps = max(1, len(names) - 1)
     summed = [] if sums is None else [(Sum, Gamma(number("GammaDecay", "sums", sums, minimum=0.0), stabilizer))]
-    falling = [(name, Gamma(first * (last / first) ** (i / steps), stabilizer)) for i, name in enumerate(names)]
+    falling = [
+        (name, Gamma(first * (last / first) ** (i / steps), stabilizer, bias=bias)) for i, name in enumerate(names)
+    ]
     return Composite(
         (
             *layers,
             (First(Convolution), ZBox(low, high, stabilizer)),
             *summed,
             *falling,
-            (Convolution, Gamma((first * last) ** 0.5, stabilizer)),
-            (Linear, Epsilon(epsilon)),
+            (Convolution, Gamma((first * last) ** 0.5, stabilizer, bias=bias)),
+            (Linear, Epsilon(epsilon, bias=bias)),
         )
     )
 
 
-def ExcitationBackprop(stabilizer: _Number = 1e-6, *, layers: Sequence[Entry] = ()) -> Composite:
+def ExcitationBackprop(stabilizer: _Number = 1e-6, *, bias: Bias = "absorb", layers: Sequence[Entry] = ()) -> Composite:
     """ZPlus on every linear layer.
 
     References
     ----------
     Zhang et al., "Top-Down Neural Attention by Excitation Backprop", ECCV 2016.
     """
-    return Composite((*layers, (AnyLinear, ZPlus(stabilizer))))
+    return Composite((*layers, (AnyLinear, ZPlus(stabilizer, bias=bias))))
 
 
 def GuidedBackprop(*, layers: Sequence[Entry] = ()) -> Composite:
@@ -210,7 +223,7 @@ def DeconvNet(*, layers: Sequence[Entry] = ()) -> Composite:
     return Composite((*layers, (ReLU, DeconvReLU()), (AnyLinear, Gradient())), attribution="gradient")
 
 
-def AttnLRP(epsilon: _Number = 0.0, *, layers: Sequence[Entry] = ()) -> Composite:
+def AttnLRP(epsilon: _Number = 0.0, *, bias: Bias = "absorb", layers: Sequence[Entry] = ()) -> Composite:
     """LRP-0 on linear layers, products half each, softmax by its gradient. For any model, transformers above all.
 
     No stabilizer is needed, since the modified gradient divides by no activation. With one, ``epsilon`` above 0, the
@@ -222,10 +235,10 @@ def AttnLRP(epsilon: _Number = 0.0, *, layers: Sequence[Entry] = ()) -> Composit
     ----------
     Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", ICML 2024.
     """
-    return Composite((*layers, (torch.softmax, Gradient()), (AnyLinear, Epsilon(epsilon))))
+    return Composite((*layers, (torch.softmax, Gradient()), (AnyLinear, Epsilon(epsilon, bias=bias))))
 
 
-def CPLRP(epsilon: _Number = 0.0, *, layers: Sequence[Entry] = ()) -> Composite:
+def CPLRP(epsilon: _Number = 0.0, *, bias: Bias = "absorb", layers: Sequence[Entry] = ()) -> Composite:
     """LRP-0 on linear layers, attention weights constant, so the values take all. For any model.
 
     As for :func:`AttnLRP`, no stabilizer is needed.
@@ -234,4 +247,4 @@ def CPLRP(epsilon: _Number = 0.0, *, layers: Sequence[Entry] = ()) -> Composite:
     ----------
     Ali et al., "XAI for Transformers: Better Explanations through Conservative Propagation", ICML 2022.
     """
-    return Composite((*layers, (Softmax, Constant()), (AnyLinear, Epsilon(epsilon))))
+    return Composite((*layers, (Softmax, Constant()), (AnyLinear, Epsilon(epsilon, bias=bias))))

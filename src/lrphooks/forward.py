@@ -17,8 +17,8 @@ from lrphooks.engine.errors import LRPError
 from lrphooks.engine.session import Session
 
 if TYPE_CHECKING:
-    from lrphooks.composite import Composite
     from lrphooks.engine.observer import Observer
+    from lrphooks.entries import Entries
     from lrphooks.selection import Target
 
 
@@ -97,7 +97,7 @@ def explained(
     model: nn.Module,
     inputs: Inputs,
     wanted: Sequence[Target],
-    composite: Composite,
+    composite: Entries,
     observer: Observer | None = None,
     *,
     parameters: bool = False,

@@ -180,6 +180,18 @@ FUNCTIONS = [
             torch.exp2(scores(q, k) * math.log2(math.e))),
         "exp * (1 / sum)": lambda p, q, k, v: (lambda e: (e * (1 / e.sum(-1, keepdim=True))) @ v)(scores(q, k).exp()),
     }, composites=SOFTMAX, places=("linear", "relu")),
+    Function("attention of attention, gated", QKV, {
+        "softmax(q kᵀ / √d) v": lambda p, q, k, v: (
+            lambda w: (w @ (w @ v)) * v)(scores(q, k).softmax(-1)),
+        "F.scaled_dot_product_attention": lambda p, q, k, v: (
+            F.scaled_dot_product_attention(q, k, F.scaled_dot_product_attention(q, k, v)) * v),
+        "the inner one fused": lambda p, q, k, v: (
+            scores(q, k).softmax(-1) @ F.scaled_dot_product_attention(q, k, v) * v),
+        "the outer one fused": lambda p, q, k, v: (
+            F.scaled_dot_product_attention(q, k, scores(q, k).softmax(-1) @ v) * v),
+        "of a sum": lambda p, q, k, v: (
+            F.scaled_dot_product_attention(q, k, F.scaled_dot_product_attention(q, k, v / 2) * 2) * v),
+    }, places=("linear", "relu")),
     Function("causal attention", QKV, {
         "is_causal": lambda p, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         "a mask of booleans": lambda p, q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=CAUSAL),

@@ -85,6 +85,9 @@ def recorded(graph, model, x, composite, interpreter):
     wanted = {}
     merged = {node.module for node in graph.nodes if node.kind == "layer and norm"}
     for k, node in enumerate(graph.nodes, 1):
+        if node.kind == "layer" and interpreter.constant[node.inputs[0]]:
+            # It is a constant too, and what a sum hands to it is absorbed.
+            merged.add(node.module)
         if node.kind == "layer" and node.form == "module" and node.module not in merged:
             wanted.setdefault(f"m{node.module}", []).append(interpreter.values[k] * interpreter.G[k])
     if not wanted:

@@ -63,13 +63,14 @@ CONSTANT = ("constant", "softmax", "faint")
 
 @dataclass(frozen=True)
 class Fact:
-    """The class of a value, and of how many factors it is a product."""
+    """The class of a value, of how many factors it is a product, and whether it is a sum of such products."""
 
     kind: str
     factors: int = 1
+    summed: bool = False
 
 
-def fact_of(node, facts):  # noqa: C901, PLR0911 a case each
+def fact_of(node, facts):  # noqa: C901, PLR0911, PLR0912 a case each
     """What is known of the result of a node, or None where the documentation leaves its relevance open."""
     known = [facts[k] for k in node.inputs]
     kinds, first = [f.kind for f in known], known[0]
@@ -86,7 +87,9 @@ def fact_of(node, facts):  # noqa: C901, PLR0911 a case each
         carried = [kind for kind in kinds if kind != "constant"]
         if not carried or (node.kind == "sub" and not plain):
             return None
-        return Fact("signal") if set(kinds) == {"signal"} and all(f.factors == 1 for f in known) else Fact("mixed")
+        signals = set(kinds) == {"signal"} and all(f.factors == 1 for f in known)
+        # A further sum is of the same products, where those are sums already.
+        return Fact("signal") if signals else _joined(known) if all(f.summed for f in known) else Fact("mixed")
     if not plain:
         return None
     if node.kind == "maximum" and node.inputs[0] == node.inputs[1]:
@@ -98,8 +101,20 @@ def fact_of(node, facts):  # noqa: C901, PLR0911 a case each
     if node.kind == "softmax":
         return Fact("softmax")
     if node.kind == "attend":
-        return Fact("mixed")
-    return Fact("signal") if all(f == Fact("signal") for f in known) else Fact("mixed")
+        # A product of the weights and of what the values are a product of.
+        return Fact("mixed", 1 + known[2].factors, summed=True)
+    if all(f == Fact("signal") for f in known):
+        return Fact("signal")
+    if node.kind in ("mask", "mean"):
+        return Fact("mixed", first.factors, summed=first.summed or (node.kind == "mean" and first.factors > 1))
+    return _joined(known) if node.kind in ("splice", "maximum") else Fact("mixed")
+
+
+def _joined(known):
+    """What is known of values that are selected from several, or joined."""
+    factors = {f.factors for f in known}
+    same = len(factors) == 1 and factors != {1}
+    return Fact("mixed", factors.pop(), summed=all(f.summed for f in known)) if same else Fact("mixed")
 
 
 def _product(known):

@@ -153,5 +153,13 @@ FEATURES = {
 
 #: Features that hold by now.
 HOLDS: frozenset[str] = frozenset(
-    ("product of three", "moved gate", "moved layer", "seen layer", "constant in place", "gate through hooks")
+    (
+        "product of three",
+        "moved gate",
+        "moved layer",
+        "seen layer",
+        "constant in place",
+        "gate through hooks",
+        "record and checkpoint",
+    )
 )

@@ -204,7 +204,12 @@ class Interpreter:
             parts = self.parts(rules, k, node, known, G[k])
             for j, part in zip(node.inputs, parts, strict=True):
                 G[j] += part
-        self.G = G
+        self.G, self.constant = G, [False]
+        for node in self.graph.nodes:
+            made = node.kind in ("sigmoid", "softplus") or (node.kind == "softmax" and not rules.softmax)
+            # The weights of attention are a softmax.
+            operands = node.inputs[2:] if node.kind == "attend" and not rules.softmax else node.inputs
+            self.constant.append(made or all(self.constant[j] for j in operands))
         return self.values[0] * G[0]
 
     def parts(self, rules, k, node, known, G):

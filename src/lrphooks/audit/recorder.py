@@ -21,9 +21,10 @@ from lrphooks.rules.operation import Pass
 from lrphooks.torch_private import base_of, is_view
 
 if TYPE_CHECKING:
+    from lrphooks.engine.frame import Frame
     from lrphooks.engine.layer_call import LayerCall
-    from lrphooks.engine.nodes import Passes
-    from lrphooks.engine.run import Frame, Run
+    from lrphooks.engine.passes import Passes
+    from lrphooks.engine.run import Run
 
 #: Under this name the node of a link holds the record that the link leads to.
 _OWNER = "lrphooks record"
@@ -150,7 +151,7 @@ class Recorder(Observer):
 
     def probe(self, run: Run, tensor: Tensor, *, as_relevance: bool = False) -> Tensor:
         """Watch an operand of the operation that is about to run."""
-        probed: Tensor = ScaleNode.apply(run, 1.0, tensor)
+        probed: Tensor = ScaleNode.apply(run.passes, 1.0, tensor)
         note = facts.read(tensor, run)
         if note is not None:
             more = {

@@ -24,7 +24,7 @@ from lrphooks.engine.handlers.products import denominator_of
 from lrphooks.engine.serving import ELEMENTWISE_SELECT
 from lrphooks.rules.base import Rule
 from lrphooks.rules.input import InputRule
-from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.linear_rule import LinearRule
 from lrphooks.rules.operation import (
     Constant,
     DeconvReLU,
@@ -93,7 +93,7 @@ def layer_sinks(
         return {"bias": dot(bias.reshape(-1, *(1,) * trailing).expand_as(gradient), gradient)}
     executed = layer.layer(None, layer.tensors, relu_follows=relu_follows, cached=False)
     total = torch.zeros_like(executed.output)
-    total = total if gradient is None else total + gradient * executed.output
+    total = total if gradient is None else total + gradient * executed.value
     total = total if relevance is None else total + relevance
     dropped: Sinks = {}
     if layer.filtered is not None:

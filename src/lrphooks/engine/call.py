@@ -63,6 +63,16 @@ def _mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     return value
 
 
+def broadcast_shape(*shapes: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of what tensors of some shapes, which fit together, are broadcast to."""
+    # torch.broadcast_shapes takes as long as a small product.
+    if all(shape == shapes[0] for shape in shapes):
+        return tuple(shapes[0])
+    width = max(map(len, shapes))
+    sizes = zip(*([1] * (width - len(shape)) + list(shape) for shape in shapes), strict=True)
+    return tuple(next((size for size in each if size != 1), 1) for each in sizes)
+
+
 @dataclass(frozen=True, slots=True)
 class _Hole:
     """The place of a tensor among the arguments of a call that does not hold it."""
@@ -80,6 +90,7 @@ class Call:
     kwargs: dict[str, Any]
     dependent: list[Tensor] = field(default_factory=list)
     rule: Rule | None = None
+    _writes: bool | None = None
 
     def invoke(self) -> Any:
         """Run the function."""
@@ -130,7 +141,10 @@ class Call:
     @property
     def writes_in_place(self) -> bool:
         """Whether the call overwrites its first argument."""
-        return self.operation.in_place or bool(self.kwargs.get("inplace")) or self._inplace_position() is not None
+        if self._writes is None:
+            in_place = self.operation.in_place or bool(self.kwargs.get("inplace"))
+            self._writes = in_place or self._inplace_position() is not None
+        return self._writes
 
     def _inplace_position(self) -> int | None:
         for value in self.args:

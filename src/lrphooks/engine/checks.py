@@ -21,7 +21,8 @@ def check_model(model: nn.Module) -> None:
     """Raise an error that says why, if the model cannot be hooked; warn if it is in training mode."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected a torch.nn.Module to explain, got {model!r} of type {type(model).__name__}.")
-    for name, module in model.named_modules():
+    modules = list(model.named_modules())
+    for name, module in modules:
         where = f"module {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise LRPError(
@@ -48,7 +49,7 @@ def check_model(model: nn.Module) -> None:
                     f"{where} has parameters that were made inside torch.inference_mode, which autograd cannot use. "
                     "Make the model outside of that block."
                 )
-    warn_of_training(model, "lrphooks")
+    warn_of_training(model, "lrphooks", modules)
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from lrphooks.engine.call import Call
+from lrphooks.engine.facts import Facts
 from lrphooks.engine.serving import serves
+from lrphooks.engine.unmatched import report_operation
 from lrphooks.rules.base import Rule
+from lrphooks.rules.operation import Gradient
 from lrphooks.torch_private import base_of, current_backward_pass
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
 
-def layer_rule(run: Run, call: Call, weight: Any, *, fresh: bool) -> Rule | None:
+def rule_of_layer(run: Run, call: Call, known: Sequence[Facts | None]) -> Rule:
+    """Return the rule of a call of a linear layer; one without any is told of, and keeps its gradient."""
+    rule = layer_rule(run, call, call.argument(1, "weight"), known)
+    if rule is None:
+        report_operation(run, call, "no entry of the composite gives a rule for this linear layer")
+        return Gradient()
+    return rule
+
+
+def layer_rule(run: Run, call: Call, weight: Any, known: Sequence[Facts | None]) -> Rule | None:
     """Return the rule of a linear layer: by the module that runs it, the owner of its weight, or the function.
 
-    ``fresh`` tells that no linear layer is behind its input.
+    ``known`` is what is known of its input.
     """
     frame = run.frames[-1] if run.frames else None
     if frame is not None:
         frame.served = True
     module = run.plan.layer_module(frame.module if frame else None, weight)
+    if module is not None and (sure := run.plan.sure_rule(module)) is not None:
+        return sure
+    fresh = all(each is not None and each.fresh for each in known)
     candidates = run.plan.layer_candidates(module, call.operation, run.frames)
     return _claimed(run, candidates, _owner(run, call, weight, module), fresh=fresh)
 

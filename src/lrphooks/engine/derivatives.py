@@ -11,7 +11,7 @@ from torch import Tensor
 from lrphooks.torch_private import is_batched
 
 if TYPE_CHECKING:
-    from lrphooks.engine.run import Run
+    from lrphooks.engine.passes import Passes
 
 
 def several(gradient: Tensor) -> bool:
@@ -54,13 +54,13 @@ def true_derivative(
 
 
 def of_parameters(
-    run: Run,
+    passes: Passes,
     function: Callable[..., Tensor],
     inputs: tuple[Tensor | None, ...],
     gradient: Tensor,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of all inputs but the first in a relevance pass: of parameters, if they are asked for."""
-    if not run.parameters:
+    if not passes.parameters:
         return (None,) * (len(inputs) - 1)
     return true_derivative(function, inputs, gradient, (False, *needed[1:]))[1:]

@@ -26,7 +26,7 @@ from lrphooks.rules.factors import share_of_sizes
 from lrphooks.torch_private import base_of, preserve_version
 
 if TYPE_CHECKING:
-    from lrphooks.engine.nodes import Passes
+    from lrphooks.engine.passes import Passes
     from lrphooks.engine.run import Run
     from lrphooks.layers.linear_map import LinearMap
     from lrphooks.rules.linear import Epsilon
@@ -80,12 +80,12 @@ def share_of(gradient: Tensor, z: Tensor, rule: Epsilon) -> Tensor:
     return share_of_sizes(sizes, shift, out=sizes).times(gradient, out=spare(sizes, gradient))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class EpsilonCall:
+@dataclass(slots=True, eq=False)
+class EpsilonCall(facts.Executed):
     """An executed layer under the epsilon rule, for what belongs to it, and for who overwrites its output.
 
-    output: in the graph before the rule. hooks: the hooks on saved tensors that were in force. merged: whether a
-    BatchNorm belongs to it already.
+    output: in the graph before the rule. hooks: the hooks on saved tensors that were in force. batch_normed:
+    whether a BatchNorm belongs to it already.
     """
 
     run: Run
@@ -94,7 +94,12 @@ class EpsilonCall:
     output: Tensor
     share: Share
     hooks: Any
-    merged: bool = False
+    batch_normed: bool = False
+
+    @property
+    def merged(self) -> bool:
+        """Whether a BatchNorm belongs to it already."""
+        return self.batch_normed
 
     def mapped(self, linear_map: LinearMap) -> EpsilonCall:
         """Return the call with its map in another form."""

@@ -11,10 +11,12 @@ How results inherit facts from operands is in :mod:`lrphooks.engine.inheritance`
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import ReferenceType, ref
 
 from torch import Tensor
@@ -25,14 +27,62 @@ from lrphooks.engine.tracing import is_tracing, require
 from lrphooks.torch_private import version_of
 
 if TYPE_CHECKING:
-    from lrphooks.engine.epsilon_node import EpsilonCall
-    from lrphooks.engine.handlers.softmax import Part
-    from lrphooks.engine.layer_call import LayerCall
-    from lrphooks.engine.run import Run
+    from typing_extensions import Self
+
+    from lrphooks.layers.linear_map import LinearMap
 
 _ATTRIBUTE = "_lrphooks_facts"
 
 Constant = Literal["", "parameter", "stopped"]
+
+
+class Knower(Protocol):
+    """A run, as far as facts are concerned."""
+
+    remembered: Remembered | None
+
+    @property
+    def linked(self) -> bool:
+        """Whether relevance itself may travel, so that layers give a link to their outputs."""
+
+
+class Executed(ABC):
+    """An executed linear layer under a rule, as what comes behind it knows it.
+
+    hooks: the hooks on saved tensors that were in force.
+    """
+
+    __slots__ = ()
+
+    map: LinearMap
+    hooks: Any
+
+    @property
+    @abstractmethod
+    def merged(self) -> bool:
+        """Whether a BatchNorm belongs to it already."""
+
+    @abstractmethod
+    def mapped(self, linear_map: LinearMap) -> Self:
+        """Return the layer with its map in another form."""
+
+    @abstractmethod
+    def multiplied(self) -> Self:
+        """Return the layer with its weight and bias multiplied by the number that its output was."""
+
+    @abstractmethod
+    def way_for_relevance(self, output: Tensor) -> Callable[[], Tensor | None] | None:
+        """Return what makes the link of the output, where the rule is not set for a consumer that is seen."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A value on the way to a softmax of ``logits``, to the given base, over ``dim`` where it is known."""
+
+    kind: Literal["exp", "sum", "logsumexp", "log"]
+    logits: Tensor
+    base: float = math.e
+    dim: int = 0
 
 
 class Attached:
@@ -125,7 +175,7 @@ class Facts(Attached):
     degree: int = 1
     contracted: bool = False
     fresh: bool = False
-    layer: LayerCall | EpsilonCall | None = None
+    layer: Executed | None = None
     ruled: bool = False
     bias_follows: bool = False
     kept: bool = False
@@ -142,7 +192,7 @@ class Facts(Attached):
         return self.offset is not None and self.offset.number != 0
 
 
-def read(tensor: Tensor, run: Run) -> Facts | None:
+def read(tensor: Tensor, run: Knower) -> Facts | None:
     """Return what is known of the tensor in this run, or None where nothing is, or what was is out of date."""
     found = tensor.__dict__.get(_ATTRIBUTE)
     if type(found) is Facts and found.run is run and found.version == version_of(tensor) and found.of() is tensor:
@@ -150,7 +200,12 @@ def read(tensor: Tensor, run: Run) -> Facts | None:
     return None if run.remembered is None else run.remembered.find(tensor, run)
 
 
-def write(tensor: Tensor, run: Run, **known: Any) -> None:
+def hang_on(tensor: Tensor) -> bool:
+    """Whether facts hang on a tensor, of whatever run and state."""
+    return _ATTRIBUTE in tensor.__dict__
+
+
+def write(tensor: Tensor, run: Knower, **known: Any) -> None:
     """Note facts about the tensor, beside those that still hold."""
     found = read(tensor, run)
     if found is None:
@@ -163,13 +218,13 @@ def write(tensor: Tensor, run: Run, **known: Any) -> None:
         setattr(found, name, fact)
 
 
-def of_values(tensor: Tensor, run: Run) -> dict[str, Any]:
+def of_values(tensor: Tensor, run: Knower) -> dict[str, Any]:
     """Return the facts that hold wherever the values of a tensor are."""
     found = read(tensor, run)
     return {} if found is None else {name: getattr(found, name) for name in _OF_VALUES}
 
 
-def hand_on(source: Tensor, target: Tensor, run: Run, **known: Any) -> None:
+def hand_on(source: Tensor, target: Tensor, run: Knower, **known: Any) -> None:
     """Note on a tensor with the values of another what is known of that, and more."""
     told = of_values(source, run) | known
     if told:
@@ -196,7 +251,7 @@ class Remembered:
         if tensor.grad_fn is not None:
             self._places[tensor.grad_fn, tensor.output_nr] = found
 
-    def find(self, tensor: Tensor, run: Run) -> Facts | None:
+    def find(self, tensor: Tensor, run: Knower) -> Facts | None:
         """Return the facts of what a hook's node wraps, which hold for the tensor that comes out too."""
         node = tensor.grad_fn
         if type(node).__name__ != "BackwardHookFunctionBackward":

@@ -12,7 +12,7 @@ from torch import Tensor
 from lrphooks.engine.nodes import Node, _sum, absent, alias, zero_link
 
 if TYPE_CHECKING:
-    from lrphooks.engine.run import Run
+    from lrphooks.engine.passes import Passes
     from lrphooks.rules.filter import TopRelevance
 
 
@@ -25,10 +25,10 @@ class FilterNode(Node):
 
     @staticmethod
     def forward(
-        ctx: Any, run: Run, filtered: TopRelevance, in_place: bool, z: Tensor, link: Tensor | None
+        ctx: Any, passes: Passes, filtered: TopRelevance, in_place: bool, z: Tensor, link: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.filtered = run, filtered
+        ctx.passes, ctx.filtered = passes, filtered
         ctx.save_for_backward(z.clone())
         if in_place:
             ctx.mark_dirty(z)
@@ -36,7 +36,7 @@ class FilterNode(Node):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
-        if not ctx.run.passes.relevance:
+        if not ctx.passes.relevance:
             return None, None, None, gradient, None
         (z,) = ctx.saved_tensors
         total = _sum(None if gradient is None else gradient * z, relevance)

@@ -17,15 +17,17 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from lrphooks.engine import facts
+from lrphooks.engine.conventions import CONVENTIONS
 from lrphooks.engine.errors import LRPError
-from lrphooks.engine.handlers import CONVENTIONS
+from lrphooks.engine.function_nodes import PassNode
 from lrphooks.engine.handlers.common import stop
-from lrphooks.engine.nodes import PassNode, zero_link
+from lrphooks.engine.nodes import zero_link
 from lrphooks.engine.operation_node import BehindNode
-from lrphooks.engine.passing import Source, passed
+from lrphooks.engine.passes import Passes
+from lrphooks.engine.passing import passed, source
 from lrphooks.engine.provenance import function_of, made_at, past_hooks
+from lrphooks.engine.serving import SUMS
 from lrphooks.engine.unmatched import KEEP, entry, report
-from lrphooks.engine.weighted import SUMS
 from lrphooks.operations import by_node
 from lrphooks.rules.operation import Constant, Gradient, Identity, OperationRule, Pass
 from lrphooks.torch_private import is_view, preserve_version
@@ -44,11 +46,11 @@ class FunctionNode(PassNode):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, run: Run, a: Tensor, values: Tensor, y: Tensor, link_in: Tensor | None, kept: Tensor
+        ctx: Any, passes: Passes, a: Tensor, values: Tensor, y: Tensor, link_in: Tensor | None, kept: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.mark_dirty(y)
-        ctx.run = run
+        ctx.passes = passes
         ctx.save_for_backward(values, kept)
         return y, zero_link(y)
 
@@ -57,12 +59,14 @@ class FunctionNode(PassNode):
         return *PassNode.backward(ctx, gradient, relevance), None
 
     @classmethod
-    def behind(cls, run: Run, a: Tensor, values: Tensor, y: Tensor, link_in: Tensor | None) -> tuple[Tensor, Tensor]:
+    def behind(
+        cls, passes: Passes, a: Tensor, values: Tensor, y: Tensor, link_in: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Set the node."""
         kept = y.clone()
         # The data stays as it is, so the function may go on using what it kept.
         with preserve_version(y):
-            return cls.apply(run, a, values, y, link_in, kept)  # type: ignore[no-any-return]
+            return cls.apply(passes, a, values, y, link_in, kept)  # type: ignore[no-any-return]
 
 
 def serve(run: Run, tensor: Tensor) -> facts.Constant:
@@ -176,13 +180,13 @@ def _pass(run: Run, y: Tensor, function: type[Function], rule: Identity | Pass |
         copy = y.clone()
         # The data stays as it is, so the function may go on using what it kept.
         with preserve_version(y):
-            BehindNode.apply(run, rule, f"autograd function {function.__name__}", kept[0], y, copy)
+            BehindNode.apply(run.passes, rule, f"autograd function {function.__name__}", kept[0], y, copy)
         return
     if kept[0].shape != y.shape:
         raise LRPError(
             f"{who} needs an output of the input's shape {tuple(kept[0].shape)}, got {tuple(y.shape)}. {instead}"
         )
-    passed(run, Source.of(run, kept[0]), y, f"autograd function {function.__name__}", rule, FunctionNode.behind)
+    passed(run, source(run, kept[0]), y, f"autograd function {function.__name__}", rule, FunctionNode.behind)
 
 
 def _sources(run: Run, node: Any) -> list[tuple[Any, int]]:

@@ -15,11 +15,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-from lrphooks.engine import contexts
+from lrphooks.engine import boundary, contexts
+from lrphooks.engine.contexts import Context
 from lrphooks.engine.interception import THREAD
 from lrphooks.torch_private import (
     CALL_SLOT,
@@ -32,9 +33,6 @@ from lrphooks.torch_private import (
     is_call_of_forward,
 )
 
-if TYPE_CHECKING:
-    from lrphooks.engine.session import Block
-
 #: Held while anything is attached or detached; its thread may take it again, since a context may end at any instant.
 _LOCK = threading.RLock()
 
@@ -42,11 +40,11 @@ _LOCK = threading.RLock()
 class Hooks:
     """The calls of a block's model, which come before it as long as anything needs them.
 
-    That is the with block, or a checkpoint after it. Blocks tell the threads apart, so a model may be explained in
+    That is the with block, or a checkpoint after it. Contexts tell the threads apart, so a model may be explained in
     one while it serves another. Both ways may be interrupted anywhere and done again.
     """
 
-    def __init__(self, block: Block, model: nn.Module) -> None:
+    def __init__(self, block: Context, model: nn.Module) -> None:
         # Not held: the block holds this, and the model would wait for the garbage collector.
         self._block, self._model = weakref.ref(block), model
         self._modules: list[nn.Module] = []
@@ -101,9 +99,9 @@ class Calls:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.blocks: dict[Block, bool] = {}
+        self.blocks: dict[Context, bool] = {}
 
-    def remove(self, block: Block | None) -> None:
+    def remove(self, block: Context | None) -> None:
         """Forget a block, and leave the module with the last one."""
         if block is not None:
             self.blocks.pop(block, None)
@@ -126,9 +124,9 @@ class Calls:
         run = runs[-1][1]
         frames, depth = run.frames, len(run.frames)
         try:
-            args, kwargs = run.enter(module, args, kwargs)
+            args, kwargs = boundary.enter(run, module, args, kwargs)
             output = forward_of(module)(*args, **kwargs)
-            return run.leave(module, output) if len(frames) > depth else output
+            return boundary.leave(run, module, output) if len(frames) > depth else output
         finally:
             del frames[depth:]
 
@@ -165,7 +163,7 @@ class _Leave:
         if run is None or not run.frames or run.frames[-1].module is not module:
             return None
         whole = len(run.frames) == 1 and THREAD.runs[-1][0].model is module
-        return run.end(output) if whole and run.end is not None else run.leave(module, output)
+        return run.end(output) if whole and run.end is not None else boundary.leave(run, module, output)
 
 
 def calls_of(module: nn.Module) -> Calls | None:
@@ -182,7 +180,7 @@ def forward_of(module: nn.Module) -> Callable[..., Any]:
     return module.forward if is_call_of_forward(module) else call_with_hooks(module)
 
 
-def chosen(calls: Calls) -> Block | None:
+def chosen(calls: Calls) -> Context | None:
     """Return the block under which a whole model is to run now, or None if none holds here, or it runs already."""
     module, runs, entered = calls.module, THREAD.runs, THREAD.sessions
     blocks = [block for block in entered if calls.blocks.get(block)]

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lrphooks.engine import contexts, facts
+from lrphooks.engine import contexts, cuts, facts
 from lrphooks.engine.call import Call, tensors_in
 from lrphooks.engine.checks import refuse_reentrant_checkpoint, refuse_transformed
+from lrphooks.engine.contexts import Context
 from lrphooks.engine.cuts import has_values
 from lrphooks.engine.ending import Ending, close_interrupted
 from lrphooks.engine.epsilon_node import keep
-from lrphooks.engine.provenance import SEEN
+from lrphooks.engine.execution import execute, runs_plainly
 from lrphooks.engine.reporting import Place
 from lrphooks.engine.tensor_hooks import never_empty
-from lrphooks.operations import lookup, names
+from lrphooks.operations import Operation, lookup, names
 from lrphooks.torch_private import (
     current_backward_pass,
     function_modes,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from lrphooks.engine.run import Run
-    from lrphooks.engine.session import Block
 
 
 class Thread(threading.local):
@@ -46,11 +46,11 @@ class Thread(threading.local):
     """
 
     def __init__(self) -> None:
-        self.runs: list[tuple[Block, Run]] = []
-        self.again: list[Block] = []
+        self.runs: list[tuple[Context, Run]] = []
+        self.again: list[Context] = []
 
     @property
-    def sessions(self) -> list[Block]:
+    def sessions(self) -> list[Context]:
         """The contexts that hold here, in the order in which they were entered."""
         return contexts.entered() + self.again
 
@@ -83,7 +83,7 @@ def _pop_to(depth: int) -> None:
 class Interception(TorchFunctionMode):
     """Brings the torch calls of one run before it, and nothing else."""
 
-    def __init__(self, session: Block, run: Run) -> None:
+    def __init__(self, session: Context, run: Run) -> None:
         super().__init__()
         self.session, self.run = session, run
         #: How many modules of the run were running each time that the mode was entered and not left yet.
@@ -132,40 +132,53 @@ class Interception(TorchFunctionMode):
     __exit__ = Ending(leave, lambda mode: mode)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operation = lookup(func)
+        operation, kwargs = lookup(func), kwargs or {}
         if not self._depths:
             # Without a block that it belongs to, it was left by an interrupt.
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         if operation.kind == "passive":
-            return self._passive(operation.name, func, args, kwargs or {})
+            return self._passive(operation.name, func, args, kwargs)
         if not torch.is_grad_enabled():
-            return self._without_gradients(Call(operation, func, args, kwargs or {}))
+            return self._without_gradients(Call(operation, func, args, kwargs))
+        run = self.run
         if transforms_active():
             moves = operation.kind in ("shape", "split")
-            refuse_transformed(tensors_in((args, kwargs or {})), self.run.carries, moves=moves)
-        run = self.run
+            refuse_transformed(tensors_in((args, kwargs)), run.carries, moves=moves)
         if top_saved_tensors_hooks(True) is not None:
             notice_checkpoint(run)
-            keep_facts(run, tensors_in((args, kwargs or {})))
+            keep_facts(run, tensors_in((args, kwargs)))
+        elif (decision := runs_plainly(run, operation, args, kwargs)) is not None:
+            out = func(*args, **kwargs)
+            if isinstance(out, Tensor) and out is not args[0] and out.grad_fn is not None:
+                run.provenance.made(out.grad_fn)
+                if decision.positive:
+                    facts.write(out, run, nonnegative=True)
+                return out
+            return self._see(operation, func, args, kwargs, out)
         try:
-            out = run.execute(operation, func, args, kwargs or {})
+            out = execute(run, operation, func, args, kwargs)
         except Exception:
             # It may be the first to take what an operation without a rule made.
-            run.tell(tensors_in((args, kwargs or {})))
+            run.tell(tensors_in((args, kwargs)))
             raise
+        return self._see(operation, func, args, kwargs, out)
+
+    def _see(self, operation: Operation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        """Note what a call in sight made, and what is to be said of it."""
+        run = self.run
         # Written out for the usual case, since this is for every call.
         if isinstance(out, Tensor) and not (args and out is args[0]):
-            node: Any = out.grad_fn
-            if node is not None:
-                node.metadata[SEEN] = run.provenance.token
+            if out.grad_fn is not None:
+                run.provenance.see_node(out.grad_fn)
             elif has_values(out):
-                run.cuts.without_derivative(run, Call(operation, func, args, kwargs or {}), out)
+                layer = operation.kind == "linear"
+                cuts.without_derivative(run, Call(operation, func, args, kwargs), out, ruled=layer)
         else:
             run.provenance.see(tensors_in((args[:1], out)))
         if run.reports.new:
             run.reports.place(tensors_in((args[0] if out is None and args else out,)))
         if run.cuts.held:
-            run.cuts.use(run, Call(operation, func, args, kwargs or {}), out)
+            cuts.use(run, Call(operation, func, args, kwargs), out)
         return out
 
     def _without_gradients(self, call: Call) -> Any:
@@ -175,7 +188,7 @@ class Interception(TorchFunctionMode):
             with torch.enable_grad():
                 keep(self.run, call.args[0])
         out = call.invoke()
-        self.run.cuts.without_gradients(self.run, call, out)
+        cuts.without_gradients(self.run, call, out)
         return out
 
     def _passive(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -194,7 +207,7 @@ class Again:
     A checkpoint does so in a backward pass: maybe after the with block, in another thread, and more than once.
     """
 
-    def __init__(self, function: Callable[..., None], session: Block, run: Run) -> None:
+    def __init__(self, function: Callable[..., None], session: Context, run: Run) -> None:
         self._function, self._session, self._run = function, session, run
         self._state: tuple[Any, ...] = (tuple(run.frames), run.plan, run.cache, run.unrolled)
 

@@ -10,38 +10,47 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lrphooks.engine import facts
+from lrphooks.engine import cuts, facts
 from lrphooks.engine.call import Call
 from lrphooks.engine.epsilon_node import EpsilonCall, EpsilonNode, Share
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.function_nodes import ParameterizedMapNode
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.handlers.products import shares_of
-from lrphooks.engine.layer_call import BatchNormCall, LayerCall, saving_hooks
-from lrphooks.engine.nodes import ParameterizedMapNode, ScaleNode, unaliased
+from lrphooks.engine.layer_call import LayerCall, saving_hooks
+from lrphooks.engine.nodes import ScaleNode, unaliased
 from lrphooks.engine.normalization_nodes import BatchNormNode
 from lrphooks.engine.passing import through
+from lrphooks.engine.ruled_layer import BatchNormCall
 from lrphooks.engine.tensor_hooks import asked, serve_through
+from lrphooks.engine.unmatched import report_operation
 from lrphooks.layers.linear_map import Dense, General, LinearMap, bind_convolution
 from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
-from lrphooks.rules.linear import Epsilon, LinearRule
+from lrphooks.rules.linear import Epsilon
+from lrphooks.rules.linear_rule import LinearRule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Pass, Uniform
 from lrphooks.torch_private import version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
 
+_DENSE = Dense()
 _CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
 
 def linear(run: Run, call: Call, rule: Rule) -> Any:
     """Run a linear layer; its rule is settled by what consumes the output."""
-    transposed = "transpose" in call.operation.name
-    names = _TRANSPOSED_ARGUMENTS if transposed else _CONVOLUTION_ARGUMENTS
-    arguments = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
-    a, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
+    name = call.operation.name
+    transposed = "transpose" in name
+    if name == "linear" and not call.kwargs:
+        a, weight, bias = (*call.args, None)[:3]
+    else:
+        names = _TRANSPOSED_ARGUMENTS if transposed else _CONVOLUTION_ARGUMENTS
+        arguments = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+        a, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
     if (weight.requires_grad and run.carries(weight)) or (bias is not None and run.carries(bias)):
         return run.observed(call, rule, _dynamic)
     if run.unrolled and isinstance(rule, LayerRule) and isinstance(rule.inner, InputRule):
@@ -50,10 +59,10 @@ def linear(run: Run, call: Call, rule: Rule) -> Any:
             "Give the recurrent layer another rule, in front: (torch.nn.LSTM, lrphooks.rules.Epsilon())."
         )
     linear_map: LinearMap
-    if call.operation.name == "linear":
-        linear_map = Dense() if weight.dim() == 2 else General(torch.matmul)
+    if name == "linear":
+        linear_map = _DENSE if weight.dim() == 2 else General(torch.matmul)
     else:
-        spatial = int(call.operation.name[-2])
+        spatial = int(name[-2])
         linear_map = bind_convolution(spatial, arguments, transposed=transposed)
     out = execute(run, call, rule, linear_map, (a, weight, bias))
     if bias is None:
@@ -101,7 +110,9 @@ def execute(
             f"{rule!r} cannot serve operation {call.operation.name} in {run.name_of_running()}: it is of complex "
             "numbers, which are neither positive nor negative. Give the layer Epsilon(0)."
         )
-    z = _output(run, call, linear_map, tensors, function, pending=pending)
+    # A view that the model overwrites leaves its place in the graph, where an observer waits too.
+    alone = pending or record is not None
+    z = _output(run, call, linear_map, tensors, function, alone=alone)
     if isinstance(rule, Constant):
         stop(run, z)
         return z
@@ -111,7 +122,7 @@ def execute(
         _check_input(run, call, rule, linear_map, a)
     if not (pending or run.delivers or record is not None):
         return z
-    if isinstance(rule, Epsilon) and pending and filtered is None and not run.linked:
+    if isinstance(rule, Epsilon) and rule.bias == "absorb" and pending and filtered is None and not run.linked:
         return _under_epsilon(run, rule, linear_map, tensors, z)
     note = facts.read(a, run)
     layer = LayerCall(
@@ -147,19 +158,19 @@ def _output(
     tensors: tuple[Tensor, Tensor, Tensor | None],
     function: Callable[..., Tensor] | None,
     *,
-    pending: bool,
+    alone: bool,
 ) -> Tensor:
     """Run the layer, whose parameters receive nothing in a relevance pass."""
     _, weight, bias = tensors
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         function = function or call.over(tensors)
-        out: Tensor = ParameterizedMapNode.apply(run, function, linear_map.transpose, *tensors)
+        out: Tensor = ParameterizedMapNode.apply(run.passes, function, linear_map.transpose, *tensors)
         return out
     z: Tensor = call.invoke()
     if not z.requires_grad:
         # A kernel without a derivative, as of quantised weights, leaves nothing to go back through.
-        run.cuts.without_derivative(run, call, z, ruled=True)
-    return unaliased(z) if pending else z
+        cuts.without_derivative(run, call, z, ruled=True)
+    return unaliased(z) if alone else z
 
 
 def _check_input(run: Run, call: Call, rule: InputRule, linear_map: LinearMap, a: Tensor) -> None:
@@ -176,11 +187,11 @@ def _dynamic(run: Run, call: Call, rule: Rule) -> Any:
     if bias is not None and run.carries(bias) and not run.carries(weight):
         # The bias adds like any other summand; the layer's own rule cannot tell the two apart.
         if not (isinstance(rule, Gradient) or (isinstance(rule, LinearRule) and rule.is_gradient)):
-            run.unmatched(call, "its bias depends on the explained input")
+            report_operation(run, call, "its bias depends on the explained input")
         return run.shielded(call).invoke()
     carriers = [t for t in (a, weight) if run.carries(t)]
     shares = shares_of(run, carriers, Uniform())
-    change = {id(t): ScaleNode.apply(run, share, t) for t, share in zip(carriers, shares, strict=True)}
+    change = {id(t): ScaleNode.apply(run.passes, share, t) for t, share in zip(carriers, shares, strict=True)}
     out = run.shielded(call.replaced(change)).invoke()
     if bias is None:
         known = [facts.read(t, run) for t in carriers]
@@ -191,12 +202,12 @@ def _dynamic(run: Run, call: Call, rule: Rule) -> Any:
 _STATISTICS = ("running_mean", "running_var", "weight", "bias")
 
 
-def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | EpsilonCall | None) -> Any:
+def batch_norm(run: Run, call: Call, rule: Rule, layer: facts.Executed | None) -> Any:
     """Run an evaluated BatchNorm; after a ruled layer, its output stands for both merged."""
     statistics = tuple(call.argument(i, name) for i, name in enumerate(_STATISTICS, 1))
     if statistics[0] is None or statistics[1] is None or any(run.carries(t) for t in statistics):
         # Without running statistics it is no evaluated BatchNorm, whatever it was told.
-        run.unmatched(call, "its statistics are missing or depend on the explained input")
+        report_operation(run, call, "its statistics are missing or depend on the explained input")
         return call.invoke()
     if layer is None:
         return run.observed(call, rule, _evaluated)
@@ -207,6 +218,7 @@ def batch_norm(run: Run, call: Call, rule: Rule, layer: LayerCall | EpsilonCall 
         if asked(source):
             serve_through(run, source, out)
         return out
+    assert isinstance(layer, LayerCall)
     a = layer.tensors[0]
     if a is not None and not layer.intact:
         raise LRPError(
@@ -229,5 +241,5 @@ def _evaluated(run: Run, call: Call, rule: Rule) -> Tensor:
         return plain(run, call, rule)  # type: ignore[no-any-return]
     tensors = (call.argument(0, "input"), *(call.argument(i, name) for i, name in enumerate(_STATISTICS, 1)))
     eps = call.argument(7, "eps", 1e-5)
-    out: Tensor = BatchNormNode.apply(run, call.over(tensors), eps, *tensors)
+    out: Tensor = BatchNormNode.apply(run.passes, call.over(tensors), eps, *tensors)
     return out

@@ -12,18 +12,15 @@ respect to inputs and weights alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lrphooks.engine.derivatives import of_parameters, true_derivative
 from lrphooks.engine.errors import LRPError
 from lrphooks.torch_private import (
     base_of,
-    current_backward_pass,
     dispatch_modes,
     is_view,
     out_of_selective_checkpoint,
@@ -32,34 +29,7 @@ from lrphooks.torch_private import (
 )
 
 if TYPE_CHECKING:
-    from lrphooks.engine.run import Run
-
-
-class Passes:
-    """Which backward passes over the graph of one run are relevance passes."""
-
-    __slots__ = ("_derivatives", "_identifiers", "differentiable")
-
-    def __init__(self) -> None:
-        #: Whether relevance was made that may be differentiated, so that other passes have a meaning.
-        self.differentiable = False
-        self._identifiers: set[int] = set()
-        self._derivatives: set[int] = set()
-
-    def begin(self) -> None:
-        """Declare the backward pass now running to be a relevance pass, unless it differentiates relevance."""
-        current = current_backward_pass()
-        if current not in self._derivatives:
-            self._identifiers.add(current)
-
-    def differentiate(self) -> None:
-        """Declare the backward pass now running to differentiate relevance, so that everything in it is true."""
-        self._derivatives.add(current_backward_pass())
-
-    @property
-    def relevance(self) -> bool:
-        """Whether the backward pass now running is a relevance pass."""
-        return current_backward_pass() in self._identifiers
+    from lrphooks.engine.passes import Passes
 
 
 def alias(tensor: Tensor) -> Tensor:
@@ -102,17 +72,17 @@ class InputNode(Node):
     """The model's input: turns the modified gradient G into relevance, R = x * G."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, passes: Passes, x: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.run = run
+        ctx.passes = passes
         ctx.save_for_backward(x)
         # A copy, so that a model that writes to its input in place does so as it would without the node.
         return x.clone(), zero_link(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
-        if not ctx.run.passes.relevance:
-            if not ctx.run.passes.differentiable:
+        if not ctx.passes.relevance:
+            if not ctx.passes.differentiable:
                 raise LRPError(
                     "This backward pass reaches the explained input without having passed the model's output, so it "
                     "is no relevance: it began at a hidden activation, at an activation of an earlier forward pass, "
@@ -122,13 +92,13 @@ class InputNode(Node):
                 )
             return None, gradient
         (x,) = ctx.saved_tensors
-        if gradient is not None and ctx.run.times_input:
+        if gradient is not None and ctx.passes.times_input:
             # Where nothing arrives there is no relevance, also of a missing value.
             gradient = torch.where(gradient == 0, torch.zeros_like(gradient), gradient * x)
         total = _sum(gradient, relevance)
         if total is not None and torch.is_grad_enabled():
-            ctx.run.passes.differentiable = True
-            total = RelevanceNode.apply(ctx.run, total)
+            ctx.passes.differentiable = True
+            total = RelevanceNode.apply(ctx.passes, total)
         return None, total
 
 
@@ -140,16 +110,16 @@ class RelevanceNode(Node):
     """
 
     @staticmethod
-    def forward(ctx: Any, run: Run, relevance: Tensor) -> Tensor:
+    def forward(ctx: Any, passes: Passes, relevance: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run = run
+        ctx.passes = passes
         return alias(relevance)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return absent(ctx)
-        ctx.run.passes.differentiate()
+        ctx.passes.differentiate()
         return None, gradient
 
 
@@ -157,9 +127,9 @@ class OutputNode(Node):
     """The model's output: where a relevance pass begins."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, stopped: bool, output: Tensor) -> Tensor:
+    def forward(ctx: Any, passes: Passes, stopped: bool, output: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.stopped = run, stopped
+        ctx.passes, ctx.stopped = passes, stopped
         # A copy, since the caller may write to the output in place, which a view made here would forbid.
         return output.clone()
 
@@ -174,7 +144,7 @@ class OutputNode(Node):
                 "logits), or give the operation a rule that passes relevance: "
                 "(torch.sigmoid, lrphooks.rules.Identity())."
             )
-        ctx.run.passes.begin()
+        ctx.passes.begin()
         return None, None, gradient
 
 
@@ -185,10 +155,10 @@ class ScaleNode(Node):
     """
 
     @staticmethod
-    def forward(ctx: Any, run: Run, share: float, x: Tensor, in_place: bool = False) -> Tensor:
+    def forward(ctx: Any, passes: Passes, share: float, x: Tensor, in_place: bool = False) -> Tensor:
         ctx.set_materialize_grads(False)
         # Not the run, which holds such tensors while the model runs.
-        ctx.passes, ctx.share = run.passes, share
+        ctx.passes, ctx.share = passes, share
         if not in_place:
             return alias(x)
         ctx.mark_dirty(x)
@@ -201,134 +171,6 @@ class ScaleNode(Node):
         if not ctx.passes.relevance:
             return None, None, gradient, None
         return None, None, gradient * ctx.share if ctx.share else None, None
-
-
-class GatedNode(Node):
-    """The product of a signal and a constant, which receives nothing in a relevance pass.
-
-    ``back`` takes the gradient and the constant, and returns the gradient of the signal.
-    """
-
-    of_model = True
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        run: Run,
-        function: Callable[..., Tensor],
-        back: Callable[[Tensor, Tensor], Tensor],
-        signal: Tensor,
-        gate: Tensor,
-    ) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.run, ctx.function, ctx.back = run, function, back
-        ctx.save_for_backward(signal, gate)
-        return function(signal, gate)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
-        if gradient is None:
-            return absent(ctx)
-        signal, gate = ctx.saved_tensors
-        if ctx.run.passes.relevance:
-            return None, None, None, ctx.back(gradient, gate).sum_to_size(signal.shape).to(signal.dtype), None
-        need = ctx.needs_input_grad[3:]
-        return None, None, None, *true_derivative(ctx.function, (signal, gate), gradient, need)
-
-
-class ParameterizedMapNode(Node):
-    """A linear map whose parameters require gradients: the relevance pass computes none for them.
-
-    Without it, a plain ``backward()`` would spend a third of its time on gradients that would then pollute
-    ``parameter.grad``.
-    """
-
-    of_model = True
-
-    @staticmethod
-    def forward(
-        ctx: Any, run: Run, function: Callable[..., Tensor], transpose: Callable[..., Tensor], *tensors: Tensor | None
-    ) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.run, ctx.function, ctx.transpose = run, function, transpose
-        ctx.save_for_backward(*tensors)
-        out = function(*tensors)
-        return unaliased(out)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
-        if gradient is None:
-            return absent(ctx)
-        # Unpacked once: a checkpoint hands out each saved tensor a single time.
-        tensors = ctx.saved_tensors
-        need = ctx.needs_input_grad[3:]
-        if ctx.run.passes.relevance:
-            grad = ctx.transpose(gradient, *tensors[:2]) if need[0] else None
-            return None, None, None, grad, *of_parameters(ctx.run, ctx.function, tensors, gradient, need)
-        return None, None, None, *true_derivative(ctx.function, tensors, gradient, need)
-
-
-class ElementwiseNode(Node):
-    """An activation under a rule: ``ratio(G, x, ...)`` in the relevance pass, the derivative in any other.
-
-    With a target, ``write`` overwrites that with the value, and x is a copy of what it held.
-    """
-
-    of_model = True
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        run: Run,
-        function: Callable[..., Tensor],
-        ratio: Callable[..., Tensor],
-        write: Callable[[Tensor], Any] | None,
-        target: Tensor | None,
-        x: Tensor,
-        *others: Tensor,
-    ) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.run, ctx.function, ctx.ratio = run, function, ratio
-        ctx.save_for_backward(x, *others)
-        if target is None or write is None:
-            return function(x, *others)
-        ctx.mark_dirty(target)
-        write(target)
-        return target
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
-        if gradient is None:
-            return absent(ctx)
-        tensors = ctx.saved_tensors
-        if ctx.run.passes.relevance:
-            others = of_parameters(ctx.run, ctx.function, tensors, gradient, ctx.needs_input_grad[5:])
-            return None, None, None, None, None, ctx.ratio(gradient, *tensors), *others
-        derivatives = true_derivative(ctx.function, tensors, gradient, ctx.needs_input_grad[5:])
-        return None, None, None, None, None, *derivatives
-
-
-class PassNode(Node):
-    """A whole module that passes relevance from its output y to its input a as it is."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, run: Run, a: Tensor, values: Tensor, y: Tensor, link_in: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.run = run
-        ctx.save_for_backward(values, y)
-        return y.clone(), zero_link(y)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
-        if not ctx.run.passes.relevance:
-            return None, None, None, gradient, None
-        a, y = ctx.saved_tensors
-        total = _sum(None if gradient is None else gradient * y, relevance)
-        if total is None or ctx.needs_input_grad[4]:
-            return None, None, None, None, total
-        return None, per_input(total, a), None, None, None
 
 
 class TwinNode(Node):
@@ -353,9 +195,9 @@ class ShareNode(Node):
     """Hands on the share of the modified gradient that a tensor gives for each element."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, share: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx: Any, passes: Passes, share: Tensor, x: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run = run
+        ctx.passes = passes
         ctx.save_for_backward(share)
         return alias(x)
 
@@ -363,7 +205,7 @@ class ShareNode(Node):
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return absent(ctx)
-        if not ctx.run.passes.relevance:
+        if not ctx.passes.relevance:
             return None, None, gradient
         (share,) = ctx.saved_tensors
         return None, None, gradient * share

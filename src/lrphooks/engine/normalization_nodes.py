@@ -13,7 +13,7 @@ from lrphooks.engine.derivatives import of_parameters, true_derivative
 from lrphooks.engine.nodes import Node, absent, unaliased
 
 if TYPE_CHECKING:
-    from lrphooks.engine.run import Run
+    from lrphooks.engine.passes import Passes
 
 
 class NormalizationNode(Node):
@@ -27,7 +27,7 @@ class NormalizationNode(Node):
     @staticmethod
     def forward(
         ctx: Any,
-        run: Run,
+        passes: Passes,
         function: Callable[..., tuple[Tensor, Tensor | None]],
         again: Callable[..., Tensor],
         linearized: Callable[..., Tensor],
@@ -35,7 +35,7 @@ class NormalizationNode(Node):
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         # What runs again for the derivative must not record its statistics a second time.
-        ctx.run, ctx.function, ctx.linearized = run, again, linearized
+        ctx.passes, ctx.function, ctx.linearized = passes, again, linearized
         out, scale = function(*tensors)
         ctx.save_for_backward(scale, *tensors)
         return unaliased(out)
@@ -47,8 +47,8 @@ class NormalizationNode(Node):
         scale, *saved = ctx.saved_tensors
         tensors = tuple(saved)
         need = ctx.needs_input_grad[4:]
-        if ctx.run.passes.relevance:
-            others = of_parameters(ctx.run, ctx.function, tensors, gradient, need)
+        if ctx.passes.relevance:
+            others = of_parameters(ctx.passes, ctx.function, tensors, gradient, need)
             return None, None, None, None, ctx.linearized(gradient, scale, *tensors), *others
         return None, None, None, None, *true_derivative(ctx.function, tensors, gradient, need)
 
@@ -64,10 +64,10 @@ class BatchNormNode(Node):
 
     @staticmethod
     def forward(
-        ctx: Any, run: Run, function: Callable[..., Tensor], eps: float, x: Tensor, *parameters: Tensor | None
+        ctx: Any, passes: Passes, function: Callable[..., Tensor], eps: float, x: Tensor, *parameters: Tensor | None
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.function, ctx.eps = run, function, eps
+        ctx.passes, ctx.function, ctx.eps = passes, function, eps
         # The input itself is needed for derivatives with respect to parameters alone.
         ctx.save_for_backward(x if any(ctx.needs_input_grad[4:]) else None, *parameters)
         return function(x, *parameters)
@@ -82,7 +82,7 @@ class BatchNormNode(Node):
         if gain is not None:
             scale = scale * gain
         through = gradient * scale.to(gradient.dtype).reshape(1, -1, *(1,) * (gradient.dim() - 2))
-        if x is None or (ctx.run.passes.relevance and not ctx.run.parameters):
+        if x is None or (ctx.passes.relevance and not ctx.passes.parameters):
             return None, None, None, through, *(None for _ in parameters)
         need = (False, *ctx.needs_input_grad[4:])
         others = true_derivative(ctx.function, (x, *parameters), gradient.contiguous(), need)

@@ -12,8 +12,11 @@ from lrphooks.rules.base import Rule
 
 if TYPE_CHECKING:
     from lrphooks.engine.call import Call
-    from lrphooks.engine.layer_call import LayerCall
-    from lrphooks.engine.run import Frame, Run
+    from lrphooks.engine.frame import Frame
+
+
+#: A run, and with it a layer call: it knows its observer, so that this module must not know it.
+Run = Any
 
 
 class Observer(ABC):
@@ -40,7 +43,7 @@ class Observer(ABC):
 
     @abstractmethod
     def layer(
-        self, layer: LayerCall, output: Tensor | None, link: Tensor | None, *, relu_follows: bool, linked: bool
+        self, layer: Any, output: Tensor | None, link: Tensor | None, *, relu_follows: bool, linked: bool
     ) -> None:
         """Note a layer where its rule is set: its output, and the link through which relevance itself arrives.
 

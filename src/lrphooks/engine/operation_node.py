@@ -19,6 +19,7 @@ from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import OperationRule
 
 if TYPE_CHECKING:
+    from lrphooks.engine.passes import Passes
     from lrphooks.engine.run import Run
 
 
@@ -29,10 +30,10 @@ class OperationNode(Node):
 
     @staticmethod
     def forward(
-        ctx: Any, run: Run, rule: OperationRule, where: str, function: Callable[..., Tensor], *operands: Tensor
+        ctx: Any, passes: Passes, rule: OperationRule, where: str, function: Callable[..., Tensor], *operands: Tensor
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.rule, ctx.where, ctx.function = run, rule, where, function
+        ctx.passes, ctx.rule, ctx.where, ctx.function = passes, rule, where, function
         out = function(*operands)
         if not isinstance(out, Tensor):
             raise LRPError(
@@ -48,7 +49,7 @@ class OperationNode(Node):
         if gradient is None:
             return absent(ctx)
         output, *operands = ctx.saved_tensors
-        if not ctx.run.passes.relevance:
+        if not ctx.passes.relevance:
             needed = ctx.needs_input_grad[4:]
             return None, None, None, None, *true_derivative(ctx.function, tuple(operands), gradient, needed)
         if torch.is_grad_enabled():
@@ -64,10 +65,12 @@ class BehindNode(Node):
     """
 
     @staticmethod
-    def forward(ctx: Any, run: Run, rule: OperationRule, where: str, a: Tensor, y: Tensor, kept: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, passes: Passes, rule: OperationRule, where: str, a: Tensor, y: Tensor, kept: Tensor
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.mark_dirty(y)
-        ctx.run, ctx.rule, ctx.where = run, rule, where
+        ctx.passes, ctx.rule, ctx.where = passes, rule, where
         ctx.save_for_backward(a, kept)
         return y
 
@@ -75,7 +78,7 @@ class BehindNode(Node):
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return absent(ctx)
-        if not ctx.run.passes.relevance:
+        if not ctx.passes.relevance:
             return None, None, None, None, gradient, None
         a, y = ctx.saved_tensors
         return None, None, None, *asked(ctx.rule, ctx.where, gradient, y, (a,)), None, None
@@ -103,5 +106,5 @@ def operation(run: Run, call: Call, rule: Rule) -> Any:
         return in_place(run, call, operation, rule)
     operands = list({id(t): t for t in call.dependent}.values())
     where = f"operation {call.operation.name} in {run.name_of_running()}"
-    out: Tensor = OperationNode.apply(run, rule, where, call.over(operands), *operands)
+    out: Tensor = OperationNode.apply(run.passes, rule, where, call.over(operands), *operands)
     return out

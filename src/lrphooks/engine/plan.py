@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, ref
 
@@ -12,8 +12,7 @@ from lrphooks import matching
 from lrphooks.assignment import assign, is_linear_layer
 from lrphooks.engine.errors import UnmatchedError, UnmatchedWarning
 from lrphooks.engine.reporting import warn
-from lrphooks.engine.serving import FUNCTION, check_entries, serves
-from lrphooks.engine.weighted import SUMS
+from lrphooks.engine.serving import FUNCTION, SUMS, check_entries, serves
 from lrphooks.operations import Operation
 from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.input import InputRule
@@ -22,14 +21,14 @@ from lrphooks.rules.operation import Gradient, Identity, Pass
 if TYPE_CHECKING:
     from torch.autograd.function import Function
 
-    from lrphooks.composite import Composite
-    from lrphooks.engine.run import Frame
+    from lrphooks.engine.frame import Decision, Frame
+    from lrphooks.entries import Entries
 
 
 class Plan:
     """Which rule serves which module and operation of one model."""
 
-    def __init__(self, composite: Composite, model: nn.Module) -> None:
+    def __init__(self, composite: Entries, model: nn.Module) -> None:
         self.composite = composite
         self.modules = tuple(model.modules())
         self.assignment = assign(composite, model)
@@ -42,7 +41,8 @@ class Plan:
         self._rules: dict[int, tuple[Rule, int, bool]] = {}
         self._places = {id(m): [path[-1] for path in paths] for m, paths in matching.paths_of(model).items()}
         self._placed = any(matching.is_placed(matcher) for matcher, _ in composite.entries)
-        self._operations: dict[tuple[tuple[int, ...], str], Rule | None] = {}
+        self._operations: dict[Hashable, dict[str, Rule | None]] = {}
+        self._decisions: dict[Hashable, dict[str, Decision]] = {}
         #: Whether softmax has a rule that passes relevance, which one that is written out then follows.
         self.softmax_is_ruled = any(
             isinstance(rule, Gradient) and "softmax" in matching.operation_names(matcher)
@@ -149,11 +149,35 @@ class Plan:
 
     def operation_rule(self, operation: Operation, frames: Sequence[Frame]) -> Rule | None:
         """Return the rule that the composite gives an operation inside the running modules, or None."""
-        # All frames matter only where an entry tells of them.
-        key = (tuple(id(frame.module) for frame in (frames if self._placed else frames[-1:])), operation.name)
-        if key not in self._operations:
-            self._operations[key] = self._find_rule(operation, frames)
-        return self._operations[key]
+        inside = self._inside(frames)
+        found = self._operations.get(inside)
+        if found is None:
+            found = self._operations[inside] = {}
+        if operation.name not in found:
+            found[operation.name] = self._find_rule(operation, frames)
+        return found[operation.name]
+
+    def decisions_in(self, frames: Sequence[Frame], *, by_convention: bool) -> dict[str, Decision]:
+        """Return what was decided of operations inside the running modules, by name, to be added to.
+
+        ``by_convention`` tells whether those that no entry names follow the conventions.
+        """
+        inside = self._inside(frames), by_convention
+        found = self._decisions.get(inside)
+        if found is None:
+            found = self._decisions[inside] = {}
+        return found
+
+    def _inside(self, frames: Sequence[Frame]) -> Hashable:
+        """Return what stands for the running modules, as far as rules of operations depend on them."""
+        if self._placed:
+            return tuple(id(frame.module) for frame in frames)
+        return id(frames[-1].module) if frames else 0
+
+    def sure_rule(self, module: nn.Module) -> Rule | None:
+        """Return the rule that each call of a layer gets, unless it depends on what ran before."""
+        rule, first = next(iter(self._layers.get(id(module), ())), (None, None))
+        return rule if first is None else None
 
     def _find_rule(self, operation: Operation, frames: Sequence[Frame]) -> Rule | None:
         found, entry, own = self._rules.get(id(frames[-1].module) if frames else 0, (None, None, False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, Function
@@ -11,10 +11,17 @@ from torch.autograd.function import BackwardCFunction, Function
 from lrphooks.engine.errors import LRPError
 from lrphooks.torch_private import base_of, of_function
 
+#: The name under which a node holds what one run knows of it.
 _KEY = "lrphooks"
 
-#: Under this name a node that a call in sight made holds the token of the run.
-SEEN = "lrphooks seen"
+
+class Mark(NamedTuple):
+    """What one run knows of a node: whether it leads to the explained input, and whether a call in sight made it."""
+
+    # Nodes may outlive the run, and must not hold it.
+    token: object
+    leads: bool | None = None
+    seen: bool = False
 
 
 class Provenance:
@@ -24,23 +31,22 @@ class Provenance:
     not do: each thread counts by itself, and a checkpoint may run again in another thread.
     """
 
-    __slots__ = ("token",)
+    __slots__ = ("_leading", "_nothing", "token")
 
     def __init__(self) -> None:
-        # Nodes may outlive the run, and must not hold it.
         self.token = object()
+        self._nothing = Mark(self.token)
+        self._leading = Mark(self.token, leads=True, seen=True)
 
     def begin(self, tensor: Tensor) -> None:
         """Declare a tensor to be the explained input."""
-        node: Any = tensor.grad_fn
-        node.metadata[_KEY] = (self.token, True)
-        node.metadata[SEEN] = self.token
+        self.see((tensor,))
+        self._settle(tensor.grad_fn, leads=True)
 
     def end(self, tensor: Tensor) -> None:
         """Declare a tensor not to lead to the explained input: it counts as a constant."""
-        node: Any = tensor.grad_fn
-        if node is not None:
-            node.metadata[_KEY] = (self.token, False)
+        if tensor.grad_fn is not None:
+            self._settle(tensor.grad_fn, leads=False)
 
     def keep_facts(self, tensor: Tensor, facts: dict[str, Any]) -> None:
         """Keep what is known of a tensor where one that a checkpoint makes anew in its place is found too."""
@@ -65,28 +71,64 @@ class Provenance:
             return self._walk(node)
         return found
 
+    def is_plain(self, node: Any) -> bool:
+        """Whether calls in sight made the node and it is known to lead to the explained input, at one look."""
+        return node.metadata.get(_KEY) is self._leading
+
     def see(self, tensors: Iterable[Tensor]) -> None:
         """Note that calls in sight made some tensors, or wrote to them through a view."""
         for tensor in tensors:
             nodes: tuple[Any, ...] = tensor.grad_fn, None if (base := base_of(tensor)) is None else base.grad_fn
             for node in nodes:
                 if node is not None:
-                    node.metadata[SEEN] = self.token
+                    self.see_node(node)
+
+    def see_node(self, node: Any) -> None:
+        """Note that a call in sight made the node."""
+        mark = self._mark(node)
+        if not mark.seen:
+            node.metadata[_KEY] = mark._replace(seen=True)
+
+    def made(self, node: Any) -> None:
+        """Note that a call in sight made the node, of operands that lead to the explained input."""
+        found = node.metadata.get(_KEY)
+        if found is self._leading:
+            return
+        mark = self._mark(node)
+        node.metadata[_KEY] = mark._replace(seen=True) if mark.leads is False else self._leading
+
+    def in_sight(self, node: Any) -> bool:
+        """Whether a call in sight made the node."""
+        return self._mark(node).seen
+
+    def look(self, node: Any) -> Mark:
+        """Return what is known of a node, whether it leads to the explained input among it."""
+        mark = self._mark(node)
+        if mark.leads is None:
+            refuse_earlier(node)
+            return mark._replace(leads=self._walk(node))
+        return mark
 
     def unseen(self, start: Any) -> Iterator[Any]:
         """Yield the nodes from one back to those that calls in sight made, as far as they lead to the input."""
         waiting, met = [start], set()
         while waiting:
             node = waiting.pop()
-            if node is None or node in met or node.metadata.get(SEEN) is self.token or not self.reaches(node):
+            if node is None or node in met or self.in_sight(node) or not self.reaches(node):
                 continue
             met.add(node)
             yield node
             waiting.extend(behind for behind, _ in node.next_functions)
 
+    def _mark(self, node: Any) -> Mark:
+        mark = node.metadata.get(_KEY)
+        return mark if mark is not None and mark.token is self.token else self._nothing
+
     def _known(self, node: Any) -> bool | None:
-        entry = node.metadata.get(_KEY)
-        return entry[1] if entry is not None and entry[0] is self.token else None
+        return self._mark(node).leads
+
+    def _settle(self, node: Any, *, leads: bool) -> None:
+        node.metadata[_KEY] = self._mark(node)._replace(leads=leads)
 
     def _walk(self, start: Any) -> bool:
         # Depth first without recursion: a node is answered once all behind it are, or one of them leads there.
@@ -109,9 +151,9 @@ class Provenance:
             if found:
                 # Every node on the path leads there too.
                 for passed, _ in path:
-                    passed.metadata[_KEY] = (self.token, True)
+                    self._settle(passed, leads=True)
                 return True
-            node.metadata[_KEY] = (self.token, False)
+            self._settle(node, leads=False)
             path.pop()
             if not path:
                 return False

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrphooks.engine.epsilon_node import share_of
-from lrphooks.engine.layer_call import modified_weight
 from lrphooks.engine.rule_node import by_weight
+from lrphooks.engine.ruled_layer import modified_weight
 from lrphooks.engine.unrolled import State
 from lrphooks.layers.layer import Factor, Layer, WeightForm
 from lrphooks.layers.linear_map import Dense
 from lrphooks.rules.base import Rule
-from lrphooks.rules.linear import Epsilon, LinearRule
+from lrphooks.rules.linear import Epsilon
+from lrphooks.rules.linear_rule import LinearRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +226,7 @@ class _Map:
         layer = Layer(Dense(), a, z, weight, self.bias, input_nonnegative=False, relu_follows=False, modified=modified)
         if not torch.is_grad_enabled():
             return rule.factors(layer)
-        return tuple(Factor.of(z, term) for term in rule.terms(layer))
+        return tuple(factor for term in rule.terms(layer) for factor in Factor.of(layer, term))
 
     def _in_steps(self, rows: Tensor) -> Tensor:
         return rows.view(self.steps, rows.shape[0] // self.steps, rows.shape[1])

@@ -20,7 +20,7 @@ from lrphooks.engine.unrolled import State
 from lrphooks.rules.base import Rule
 
 if TYPE_CHECKING:
-    from lrphooks.engine.run import Run
+    from lrphooks.engine.passes import Passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,9 @@ class RecurrentNode(Node):
     of_model = True
 
     @staticmethod
-    def forward(ctx: Any, run: Run, stack: Stack, call: Callable[[], State], *tensors: Tensor) -> State:
+    def forward(ctx: Any, passes: Passes, stack: Stack, call: Callable[[], State], *tensors: Tensor) -> State:
         ctx.set_materialize_grads(False)
-        ctx.run, ctx.stack = run, stack
+        ctx.passes, ctx.stack = passes, stack
         if stack.layers > 1 and tensors[0].is_cpu:
             # There, torch runs the layers one after the other too, so the values are the same to the last bit.
             values, kept = stack.values(*tensors)
@@ -160,7 +160,7 @@ class RecurrentNode(Node):
         # Unpacked once: a checkpoint hands out each saved tensor a single time.
         saved = ctx.saved_tensors
         kept, tensors = saved[: -len(needed)], saved[-len(needed) :]
-        if ctx.run.passes.relevance:
+        if ctx.passes.relevance:
             alone = not (torch.is_grad_enabled() or any(several(g) for g in gradients if g is not None))
             # In inference mode, where operations cost less, results may overwrite what nobody else needs.
             with torch.inference_mode() if alone else nullcontext():

@@ -15,10 +15,10 @@ from lrphooks.engine.derivatives import spare
 from lrphooks.engine.nodes import Node, _sum, absent, alias, per_input, zero_link
 from lrphooks.layers.layer import Factor, Layer, Route, WeightForm
 from lrphooks.rules.input import InputRule
-from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.linear_rule import LinearRule
 
 if TYPE_CHECKING:
-    from lrphooks.engine.layer_call import LayerCall
+    from lrphooks.engine.ruled_layer import RuledLayer
 
 #: What the output of a guard is: the layer's own in place, or a link.
 Guard = Literal["in place", "link"]
@@ -33,7 +33,7 @@ class GuardNode(Node):
 
     @staticmethod
     def forward(
-        ctx: Any, call: LayerCall, kind: Guard, z: Tensor, link_in: Tensor | None, *tensors: Tensor | None
+        ctx: Any, call: RuledLayer, kind: Guard, z: Tensor, link_in: Tensor | None, *tensors: Tensor | None
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.call, ctx.kind = call.bare(), kind
@@ -45,7 +45,7 @@ class GuardNode(Node):
 
     @staticmethod
     def backward(ctx: Any, arrived: Tensor | None) -> tuple[Tensor | None, ...]:
-        call: LayerCall = ctx.call
+        call: RuledLayer = ctx.call
         if not call.run.passes.relevance:
             return None, None, arrived, *absent(ctx)[3:]
         if arrived is None:
@@ -66,7 +66,7 @@ class RuleNode(Node):
     @staticmethod
     def forward(
         ctx: Any,
-        call: LayerCall,
+        call: RuledLayer,
         relu_follows: bool,
         in_place: bool,
         z: Tensor,
@@ -90,7 +90,7 @@ class RuleNode(Node):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        call: LayerCall = ctx.call
+        call: RuledLayer = ctx.call
         nothing: tuple[Tensor | None, ...] = absent(ctx)[5:]
         if not call.run.passes.relevance:
             return None, None, None, gradient, None, *nothing
@@ -112,7 +112,7 @@ class RuleNode(Node):
 
 
 def _back(
-    call: LayerCall,
+    call: RuledLayer,
     gradient: Tensor | None,
     relevance: Tensor | None,
     tensors: tuple[Any, ...],
@@ -133,7 +133,7 @@ def _back(
 
 
 def _of_parameters(
-    call: LayerCall,
+    call: RuledLayer,
     gradient: Tensor | None,
     relevance: Tensor | None,
     tensors: tuple[Any, ...],
@@ -147,7 +147,7 @@ def _of_parameters(
     with torch.enable_grad():
         local = [t.detach().requires_grad_() if need else t for t, need in zip(tensors[1:], needed, strict=True)]
         layer = call.layer(None, (tensors[0].detach(), *local), relu_follows=relu_follows, cached=False)
-        total = _sum(None if gradient is None else gradient * layer.output.detach(), relevance)
+        total = _sum(None if gradient is None else gradient * layer.value.detach(), relevance)
         assert total is not None
         if isinstance(call.rule, InputRule):
             contributions, stabilized = call.rule.denominators(layer)
@@ -164,7 +164,7 @@ def _of_parameters(
 
 
 def _delivered(
-    call: LayerCall, gradient: Tensor | None, relevance: Tensor | None, z: Tensor | None, tensors: tuple[Any, ...]
+    call: RuledLayer, gradient: Tensor | None, relevance: Tensor | None, z: Tensor | None, tensors: tuple[Any, ...]
 ) -> Tensor:
     """Return the relevance that a rule for first layers gives the input."""
     assert isinstance(call.rule, InputRule)
@@ -175,7 +175,7 @@ def _delivered(
 
 
 def _anew(
-    call: LayerCall,
+    call: RuledLayer,
     gradient: Tensor | None,
     relevance: Tensor | None,
     tensors: tuple[Any, ...],
@@ -185,7 +185,7 @@ def _anew(
     """Return shares and weights computed again: for relevance to be differentiated, or that arrives as such."""
     assert isinstance(call.rule, LinearRule)
     layer = call.layer(None, tensors, relu_follows=relu_follows, cached=False)
-    total = _sum(None if gradient is None else gradient * layer.output, relevance)
+    total = _sum(None if gradient is None else gradient * layer.value, relevance)
     assert total is not None
     terms = call.rule.terms(layer)
     shares = [(total / term.denominator(), layer.output, term.routes) for term in terms]
@@ -210,7 +210,7 @@ def by_weight(gradient: Tensor, kept: Iterable[Factor]) -> dict[WeightForm, tupl
 
 
 def _returned(
-    call: LayerCall,
+    call: RuledLayer,
     a: Tensor,
     gradient: Tensor,
     kept: Iterable[Factor],
@@ -232,13 +232,13 @@ def _returned(
     return direct
 
 
-def _signs(call: LayerCall, form: WeightForm, a: Tensor) -> Tensor | None:
+def _signs(call: RuledLayer, form: WeightForm, a: Tensor) -> Tensor | None:
     """Return the signs of the input if what comes back through the weight in a form is to be multiplied by them."""
     return a.sign() if form == "absolute" and not call.input_nonnegative else None
 
 
 def _transposed(
-    call: LayerCall, form: WeightForm, part: Tensor, a: Tensor, modified: dict[WeightForm, Tensor]
+    call: RuledLayer, form: WeightForm, part: Tensor, a: Tensor, modified: dict[WeightForm, Tensor]
 ) -> Tensor:
     """Return the part sent back through the weight in one form, but for the signs of the input."""
     if form != "agreeing":
@@ -250,7 +250,9 @@ def _transposed(
     return torch.lerp(up, down, torch.lt(a, 0, out=torch.empty_like(a, dtype=up.dtype)), out=spare(up, down))
 
 
-def _modified_weights(layer: Layer, call: LayerCall, routes: tuple[tuple[Route, ...], ...]) -> dict[WeightForm, Tensor]:
+def _modified_weights(
+    layer: Layer, call: RuledLayer, routes: tuple[tuple[Route, ...], ...]
+) -> dict[WeightForm, Tensor]:
     """Return the weights that the backward pass sends relevance through."""
     parameter = call.rule.raise_by if isinstance(call.rule, LinearRule) else 0.0
     forms: set[WeightForm] = {route.weight for each in routes for route in each}
@@ -260,7 +262,7 @@ def _modified_weights(layer: Layer, call: LayerCall, routes: tuple[tuple[Route, 
 
 
 def _distribute(
-    call: LayerCall,
+    call: RuledLayer,
     a: Tensor,
     shares: list[tuple[Tensor, Tensor, tuple[Route, ...]]],
     modified: dict[WeightForm, Tensor],

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 from torch.autograd import Function
 
 from lrphooks import matching
-from lrphooks.engine.weighted import OPERATIONS, SUMS
 from lrphooks.operations import Kind, Operation, classify, names
 from lrphooks.rules.base import LayerRule, Rule
 from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import InputRule
-from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.linear_rule import LinearRule
 from lrphooks.rules.operation import (
     Constant,
     DeconvReLU,
@@ -28,10 +27,15 @@ from lrphooks.rules.operation import (
 )
 
 if TYPE_CHECKING:
-    from lrphooks.composite import Composite
+    from lrphooks.entries import Entries
 
 _ELEMENTWISE: tuple[type[Rule], ...] = (Identity, Pass)
 _PRODUCT: tuple[type[Rule], ...] = (Uniform, Proportional, TakesAll)
+
+#: The operations that are linear layers where one operand is a parameter.
+OPERATIONS = frozenset(names.WEIGHTED.split())
+#: The operations that are linear layers, with weights 1 and -1, where both operands are activations.
+SUMS = frozenset(names.SUM.split())
 
 #: Selections that act on each element by itself.
 ELEMENTWISE_SELECT = frozenset(names.ELEMENTWISE_SELECT.split())
@@ -74,7 +78,7 @@ def serves(rule: Rule, operation: Operation) -> bool:
     return isinstance(rule, SERVED.get(operation.kind, ()))
 
 
-def check_entries(composite: Composite) -> None:
+def check_entries(composite: Entries) -> None:
     """Raise a TypeError if an entry gives operations a rule that they cannot have.
 
     A group or a tuple may hold operations that a rule cannot serve, beside some that it can.

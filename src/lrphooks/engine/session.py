@@ -14,26 +14,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lrphooks.engine import containers, contexts
+from lrphooks.engine import boundary, containers, contexts
 from lrphooks.engine.cache import WeightCache, WeightStore
 from lrphooks.engine.checks import check_gradients_enabled, check_model, refuse_transformed
 from lrphooks.engine.eager import EAGER
 from lrphooks.engine.ending import Ending, close_interrupted
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.frame import Frame
 from lrphooks.engine.hooks import Hooks, forward_of, inside_another
-from lrphooks.engine.interception import THREAD, Interception, take_off
-from lrphooks.engine.leaving import leave_outputs
+from lrphooks.engine.interception import THREAD, Interception, checkpoint_around, take_off
 from lrphooks.engine.plan import Plan
 from lrphooks.engine.provenance import Given
-from lrphooks.engine.run import Frame, Run
+from lrphooks.engine.run import Run
 from lrphooks.torch_private import current_backward_pass, set_gradients
 
 if TYPE_CHECKING:
-    from lrphooks.composite import Composite
     from lrphooks.engine.observer import Observer
+    from lrphooks.entries import Entries
 
 
-class Block:
+class Block(contexts.Context):
     """The with block of a session, and the forward passes of its model in it.
 
     ``once`` tells that there will be one forward pass, so that nothing needs to be kept ready for the next;
@@ -42,7 +42,7 @@ class Block:
 
     def __init__(
         self,
-        composite: Composite,
+        composite: Entries,
         model: nn.Module,
         observer: Observer | None = None,
         *,
@@ -118,14 +118,21 @@ class Block:
             return self._swap(module, args, kwargs)
         assert self.plan is not None
         take_off(lambda _: True)
-        run = Run(self, self.plan, WeightCache(self.weights), self._observer, parameters=self._parameters)
+        run = Run(
+            self.plan,
+            WeightCache(self.weights),
+            partial(Interception, self),
+            self._observer,
+            inside_checkpoint=checkpoint_around(),
+            parameters=self._parameters,
+        )
         # Contexts on parts of the model may need what the layers above do not.
         run.delivers = any(block.plan is not None and block.plan.delivers for block in THREAD.sessions)
-        args, kwargs = run.enter_inputs(args, kwargs)
-        mode = run.mode()
+        args, kwargs = boundary.enter_inputs(run, args, kwargs)
+        mode = Interception(self, run)
         try:
             mode.__enter__()
-            args, kwargs = run.enter(module, args, kwargs)
+            args, kwargs = boundary.enter(run, module, args, kwargs)
             run.end = partial(self._end, module, mode)
             output = forward_of(module)(*args, **kwargs)
             return run.end(output) if run.frames else output
@@ -143,14 +150,14 @@ class Block:
     def _end(self, module: nn.Module, mode: Interception, output: Any) -> Any:
         """End the forward pass; return the output as the user is to see it."""
         run = mode.run
-        output = run.leave(module, output)
+        output = boundary.leave(run, module, output)
         mode.leave()
         if self not in THREAD.sessions:
             raise LRPError(
                 "The context ended while its model was running, in another thread or task, so a part of the forward "
                 "pass had no rules. Let the block end after the model returned."
             )
-        return leave_outputs(run, output)
+        return boundary.leave_outputs(run, output)
 
     def _swap(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a part of a model that is being explained: only the rules change, and the outer run goes on."""
@@ -187,7 +194,7 @@ class Block:
         )
 
 
-class Session(AbstractContextManager["Composite"]):
+class Session(AbstractContextManager[Any]):
     """One use of a composite on a model: ``with composite.context(model): ...``.
 
     What a with statement holds of it ends the block when it dies; what sees the model's modules holds the block alone.
@@ -198,7 +205,7 @@ class Session(AbstractContextManager["Composite"]):
 
     def __init__(
         self,
-        composite: Composite,
+        composite: Entries,
         model: nn.Module,
         observer: Observer | None = None,
         *,
@@ -207,7 +214,7 @@ class Session(AbstractContextManager["Composite"]):
     ) -> None:
         self.block = Block(composite, model, observer, once=once, parameters=parameters)
 
-    def __enter__(self) -> Composite:
+    def __enter__(self) -> Entries:
         block = self.block
         if block.entered:
             raise LRPError("This context was entered before; call composite.context(model) anew for each with block.")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from lrphooks.engine import containers, facts
+from lrphooks.engine import containers, cuts, facts
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.layer_call import LayerCall
 from lrphooks.engine.nodes import Node, ScaleNode, zero_link
@@ -31,7 +31,9 @@ from lrphooks.torch_private import is_view, version_of
 
 if TYPE_CHECKING:
     from lrphooks.engine.call import Call
-    from lrphooks.engine.run import Frame, Run
+    from lrphooks.engine.frame import Frame
+    from lrphooks.engine.passes import Passes
+    from lrphooks.engine.run import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ class Arrival:
     @classmethod
     def at(cls, run: Run, tensor: Tensor, values: Tensor | None) -> Arrival:
         """Return a tensor's place as it is now: what overwrites the tensor later exchanges its place in the graph."""
-        return cls(get_gradient_edge(tensor), values, StartNode.apply(run, tensor))
+        return cls(get_gradient_edge(tensor), values, StartNode.apply(run.passes, tensor))
 
     def relevance(self, gradient: Tensor) -> Tensor:
         """Return what arrived, from the gradient at the place."""
@@ -177,11 +179,11 @@ class Taps(Observer):
             def tap(tensor: Tensor, name: str = name, tapped: list[Tapped] = tapped) -> Tensor | None:
                 if not tensor.is_floating_point() and not tensor.is_complex():
                     return None
-                if is_view(tensor):
+                if is_view(tensor) and run.carries(tensor):
                     self._views.append((name, tensor, version_of(tensor)))
                 tapped.append(self._tap(run, tensor))
                 if not run.carries(tensor) and not _is_stopped(run, tensor):
-                    self._aside[name] = run.cuts.reason(tensor)
+                    self._aside[name] = cuts.reason(run, tensor)
                 return tapped[-1].empty
 
             self.calls.setdefault(name, []).append(
@@ -272,8 +274,8 @@ def _watched(run: Run, link: Callable[[], Tensor | None], number: int) -> Tensor
     made = link()
     if made is None:
         return None
-    own: Tensor = ScaleNode.apply(run, 1.0, made)
-    if isinstance(run.observer, Taps):
+    own: Tensor = ScaleNode.apply(run.passes, 1.0, made)
+    if run.watched and isinstance(run.observer, Taps):
         run.observer.linked(run, number, own)
     return own
 
@@ -286,11 +288,11 @@ class StartNode(Node):
     """Where a relevance pass may begin inside of a model, in place of its output."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, x: Tensor) -> Tensor:
-        ctx.run = run
+    def forward(ctx: Any, passes: Passes, x: Tensor) -> Tensor:
+        ctx.passes = passes
         return zero_link(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.run.passes.begin()
+        ctx.passes.begin()
         return None, gradient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
@@ -16,11 +17,15 @@ _LISTED = 3
 _PROBABILITIES = ("p", "drop_prob")
 
 
-def warn_of_training(model: nn.Module, who: str) -> None:
-    """Warn, once a model, of modules in training mode that answer differently there; nothing is switched."""
-    if _told.get(id(model)) is model:
+def warn_of_training(model: nn.Module, who: str, modules: Iterable[tuple[str, nn.Module]] | None = None) -> None:
+    """Warn, once a model, of modules in training mode that answer differently there; nothing is switched.
+
+    ``modules`` are those of the model by name, where they are known already.
+    """
+    given = model.named_modules() if modules is None else modules
+    training = [(name or "the model itself", module) for name, module in given if module.training]
+    if not training or _told.get(id(model)) is model:
         return
-    training = [(name or "the model itself", module) for name, module in model.named_modules() if module.training]
     dropping = [name for name, module in training if _drops(module)]
     learning = [name for name, module in training if isinstance(getattr(module, "running_mean", None), Tensor)]
     if not dropping and not learning:

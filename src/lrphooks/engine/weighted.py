@@ -11,22 +11,17 @@ import torch
 from torch import Tensor
 
 from lrphooks.engine import facts
-from lrphooks.engine.call import Call, tensors_in
+from lrphooks.engine.call import Call, broadcast_shape, tensors_in
 from lrphooks.engine.epsilon_node import EpsilonCall
 from lrphooks.engine.facts import Facts
-from lrphooks.engine.layer_call import saving_hooks
+from lrphooks.engine.layer_call import LayerCall, saving_hooks
 from lrphooks.engine.nodes import TwinNode, unaliased
+from lrphooks.engine.serving import OPERATIONS
 from lrphooks.engine.settling import settled
 from lrphooks.layers.linear_map import Dense, General, LinearMap, Summation, along
-from lrphooks.operations.names import SUM, WEIGHTED
 
 if TYPE_CHECKING:
     from lrphooks.engine.run import Run
-
-#: The operations that are linear layers where one operand is a parameter.
-OPERATIONS = frozenset(WEIGHTED.split())
-#: The operations that are linear layers, with weights 1 and -1, where both operands are activations.
-SUMS = frozenset(SUM.split())
 
 
 @dataclass(frozen=True)
@@ -215,7 +210,7 @@ def with_bias(run: Run, call: Call, known: Facts | None) -> Tensor | None:
             layer.overwritten(used=known.ruled)
         # The rule of both together goes back past that of the product alone.
         out = layer.joined(run.shielded(plain.replaced({id(z): layer.before})).invoke())
-    elif layer.intact:
+    elif isinstance(layer, LayerCall) and layer.intact:
         dim = next(d for d in range(-z.dim(), 0) if bias.dim() >= -d and bias.shape[d] == bias.numel())
         linear_map = along(layer.map, z.shape, z.dim() + dim)
         assert linear_map is not None
@@ -249,7 +244,7 @@ def weighted_sum(run: Run, call: Call) -> tuple[Summation, tuple[Tensor, Tensor,
     if run.watched:
         assert run.observer is not None
         summands = [run.observer.probe(run, summand) for summand in summands]
-    shape = torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]
+    shape = broadcast_shape(first.shape, second.shape)
     stacked = torch.stack([summand.expand(shape) for summand in summands])
     # What is infinite masks; its share of nothing would be no number.
     operands = torch.nan_to_num(stacked, nan=math.nan, posinf=0.0, neginf=0.0)

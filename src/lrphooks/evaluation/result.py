@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from lrphooks.evaluation.metric import Metric
-
 Numbers: TypeAlias = NDArray[np.float64]
+
+
+class Scale(Protocol):
+    """A metric, as its numbers know it."""
+
+    @property
+    def better(self) -> Literal["higher", "lower"] | None:
+        """Which way is better."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,7 +38,7 @@ class Result:
         as those of the modules that are randomised. Shape (points,).
     """
 
-    metric: Metric
+    metric: Scale
     values: Numbers
     curve: Numbers | None = None
     at: NDArray[np.float64] | NDArray[np.str_] | None = None
@@ -65,7 +70,7 @@ class Result:
 class Difference:
     """The paired difference of two methods, ``values = first - second`` row by row, with the interval of its mean."""
 
-    metric: Metric
+    metric: Scale
     values: Numbers
     level: float
     low: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -82,17 +82,27 @@ class Factor:
         return torch.mul(gradient, self.values, out=out)
 
     @classmethod
-    def of(cls, output: Tensor, term: Term) -> Factor:
-        """Return z / D for a term; the quotient of a signed one is not negative, so it has room for the sign."""
-        values = output / term.denominator()
-        if any(route.signed for route in term.routes):
-            values = torch.copysign(values, output)
-        return cls(values, term.routes)
+    def of(cls, layer: Layer, term: Term) -> tuple[Factor, ...]:
+        """Return z / D for a term; the quotient of a signed one is not negative, so it has room for the sign.
+
+        Where z has a bias that the rule is not told of, it may be negative, and what is signed is a factor of its own.
+        """
+        values = layer.value / term.denominator()
+        signed = tuple(replace(route, signed=False) for route in term.routes if route.signed)
+        if not signed:
+            return (cls(values, term.routes),)
+        if layer.value is layer.output:
+            return (cls(torch.copysign(values, layer.output), term.routes),)
+        plain = tuple(route for route in term.routes if not route.signed)
+        return cls(values, plain), cls(torch.where(layer.output < 0, -values, values), signed)
 
 
 @dataclass(frozen=True)
 class Layer:
     """One executed linear layer: z = map(input, weight) + bias, a following BatchNorm merged into the weight.
+
+    A rule that ignores biases is told of none: ``output`` is z without it, and ``given`` z itself, by which relevance
+    counts.
 
     ``input_nonnegative`` and ``relu_follows`` are what the engine knows for certain from the operations that
     made the input and consume the output; False means unknown.
@@ -106,6 +116,19 @@ class Layer:
     input_nonnegative: bool
     relu_follows: bool
     modified: Callable[[WeightForm, float], Tensor]
+    given: Tensor | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """What the layer returned, so that its relevance is ``value * G``."""
+        return self.output if self.given is None else self.given
+
+    def without_bias(self) -> Layer:
+        """Return the layer as a rule sees it that ignores biases."""
+        if self.bias is None:
+            return self
+        bias = self.bias_like(self.bias)
+        return replace(self, output=self.output - bias, bias=None, given=self.output)
 
     def apply(self, form: WeightForm, parameter: float = 0.0, bias: Tensor | None = None) -> Tensor:
         """Return the map of the input with the weight in another form (|a| for ``absolute``), plus ``bias``."""

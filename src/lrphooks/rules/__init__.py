@@ -3,7 +3,8 @@
 from lrphooks.rules.base import LayerRule, Rule, Stabilizer
 from lrphooks.rules.filter import TopRelevance
 from lrphooks.rules.input import Flat, InputRule, WSquare, ZBox
-from lrphooks.rules.linear import AlphaBeta, Epsilon, Gamma, LinearRule, ZPlus
+from lrphooks.rules.linear import AlphaBeta, Epsilon, Gamma, ZPlus
+from lrphooks.rules.linear_rule import LinearRule
 from lrphooks.rules.operation import (
     Constant,
     DeconvReLU,

@@ -11,7 +11,6 @@ w^T (.) and sign(a) * |w|^T (.).
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -19,59 +18,12 @@ import torch
 from torch import Tensor
 
 from lrphooks.layers.layer import Factor, Layer, Route, Term
-from lrphooks.rules import factors
-from lrphooks.rules.base import LayerRule, Stabilizer, number
+from lrphooks.rules import factors, parts
+from lrphooks.rules.base import Stabilizer, number
+from lrphooks.rules.linear_rule import LinearRule, Stabilized
 
 
-@dataclass(frozen=True)
-class LinearRule(LayerRule):
-    """A rule for linear layers that answers with terms: shares of the relevance and the weights they return by."""
-
-    @abstractmethod
-    def terms(self, layer: Layer) -> tuple[Term, ...]:
-        """Return the terms of this rule for one executed layer; a differentiable, pure function of its tensors."""
-
-    def factors(self, layer: Layer) -> tuple[Factor, ...]:
-        """Return what the terms come to for the modified gradient, computed without autograd.
-
-        A rule may have a shorter way to the same values.
-        """
-        return tuple(Factor.of(layer.output, term) for term in self.terms(layer))
-
-    @property
-    def is_gradient(self) -> bool:
-        """Whether the rule equals the plain gradient, so that nothing needs to be done."""
-        return False
-
-    def shift(self, dtype: torch.dtype) -> float | None:
-        """Return s where all that the rule does is to multiply the gradient by z / (z + s sign z), else None."""
-        return None
-
-    @property
-    def raise_by(self) -> float:
-        """The gamma of the ``raised`` weight form."""
-        return 0.0
-
-    @property
-    def separable(self) -> bool:
-        """Whether what each output returns depends on that output alone, so that they may be computed apart."""
-        return False
-
-
-@dataclass(frozen=True)
-class _Stabilized(LinearRule):
-    """A linear rule whose denominators are stabilized."""
-
-    stabilizer: float | Stabilizer = 1e-6
-
-    def __post_init__(self) -> None:
-        Stabilizer.ensure(type(self).__name__, "stabilizer", self.stabilizer)
-
-    def stabilize(self, denominator: Tensor) -> Tensor:
-        return Stabilizer.ensure(type(self).__name__, "stabilizer", self.stabilizer)(denominator)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Epsilon(LinearRule):
     """The epsilon rule; ``Epsilon(0)`` is LRP-0.
 
@@ -96,6 +48,7 @@ class Epsilon(LinearRule):
     epsilon: float | Stabilizer = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Stabilizer.ensure("Epsilon", "epsilon", self.epsilon)
 
     @property
@@ -108,7 +61,7 @@ class Epsilon(LinearRule):
 
     @property
     def is_gradient(self) -> bool:
-        return self._stabilizer.epsilon == 0.0
+        return self._stabilizer.epsilon == 0.0 and self.bias == "absorb"
 
     @property
     def separable(self) -> bool:
@@ -122,14 +75,14 @@ class Epsilon(LinearRule):
 
     def factors(self, layer: Layer) -> tuple[Factor, ...]:
         shift = self.shift(layer.output.dtype)
-        return super().factors(layer) if shift is None else factors.epsilon(layer, shift)
+        return super().factors(layer) if shift is None or layer.given is not None else factors.epsilon(layer, shift)
 
 
 @lru_cache(64)
 def _epsilon_stabilizer(epsilon: float | Stabilizer) -> Stabilizer:
     """Return the stabilizer, which is asked for at every layer."""
     given = Stabilizer.ensure("Epsilon", "epsilon", epsilon)
-    return _OfShare(**{field.name: getattr(given, field.name) for field in fields(given)})
+    return _OfShare(**{f.name: getattr(given, f.name) for f in fields(given)})
 
 
 @dataclass(frozen=True)
@@ -141,7 +94,7 @@ class _OfShare(Stabilizer):
         return max(self.epsilon, info.tiny * info.eps) if dtype == torch.float16 else self.epsilon
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gamma(LinearRule):
     """The generalised gamma rule, which favours contributions of the output's own sign.
 
@@ -174,6 +127,7 @@ class Gamma(LinearRule):
     stabilizer: float | Stabilizer = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         number("Gamma", "gamma", self.gamma, minimum=0.0)
         Stabilizer.ensure("Gamma", "stabilizer", self.stabilizer)
 
@@ -215,13 +169,13 @@ class Gamma(LinearRule):
 
     def factors(self, layer: Layer) -> tuple[Factor, ...]:
         shift = Stabilizer.ensure("Gamma", "stabilizer", self.stabilizer).shift(layer.output.dtype)
-        if shift is None or not self.gamma:
+        if shift is None or not self.gamma or layer.given is not None:
             return super().factors(layer)
         return factors.gamma(layer, float(self.gamma), shift)
 
 
-@dataclass(frozen=True)
-class ZPlus(_Stabilized):
+@dataclass(frozen=True, repr=False)
+class ZPlus(Stabilized):
     """The z-plus rule: relevance follows the positive contributions alone.
 
     Formula: ``R_a = a * (dP/da)^T (R / (P + b^+))`` with P the positive contributions.
@@ -242,18 +196,18 @@ class ZPlus(_Stabilized):
         bias = layer.bias_like(None if layer.bias is None else layer.bias.clamp(min=0))
         if layer.input_nonnegative:
             return (Term(layer.apply("positive") + bias, (Route("positive", 1.0),), self.stabilize, bias=bias),)
-        positive = _positive(layer.output - layer.bias_like(layer.bias), layer.apply("absolute"))
+        positive = parts.positive(layer.output - layer.bias_like(layer.bias), layer.apply("absolute"))
         # Half the sum of wᵀ and sign(a) |w|ᵀ is the same, but cancels where s is large; this does not.
         return (Term(positive + bias, (Route("agreeing", 1.0),), self.stabilize, bias=bias, empty=positive == 0),)
 
     def factors(self, layer: Layer) -> tuple[Factor, ...]:
         shift = Stabilizer.ensure("ZPlus", "stabilizer", self.stabilizer).shift(layer.output.dtype)
-        if shift is None or not (layer.input_nonnegative or factors.precise(layer)):
+        if shift is None or layer.given is not None or not (layer.input_nonnegative or factors.precise(layer)):
             return super().factors(layer)
         return factors.zplus(layer, shift)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AlphaBeta(LinearRule):
     """The alpha-beta rule: positive contributions times alpha, negative ones times beta, apart from each other.
 
@@ -276,6 +230,7 @@ class AlphaBeta(LinearRule):
     stabilizer: float | Stabilizer = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         alpha = number("AlphaBeta", "alpha", self.alpha, minimum=0.0)
         beta = number("AlphaBeta", "beta", self.beta, minimum=0.0)
         if not math.isclose(alpha - beta, 1.0, abs_tol=1e-9):
@@ -297,12 +252,12 @@ class AlphaBeta(LinearRule):
         linear = layer.output - layer.bias_like(bias)
         if layer.input_nonnegative:
             positive = layer.apply("positive")
-            negative = _remainder(linear, positive)
+            negative = parts.remainder(linear, positive)
             up: tuple[Route, ...] = (Route("positive", alpha),)
             down: tuple[Route, ...] = (Route("negative", -beta),)
         else:
             total = layer.apply("absolute")
-            positive, negative = _positive(linear, total), _negative(linear, total)
+            positive, negative = parts.positive(linear, total), parts.negative(linear, total)
             up = (Route("plain", alpha / 2), Route("absolute", alpha / 2)) if beta else (Route("agreeing", alpha),)
             down = (Route("plain", -beta / 2), Route("absolute", beta / 2))
         terms = (Term(positive + bias_up, up, stabilize, bias_up, share=alpha, empty=positive == 0),)
@@ -318,34 +273,8 @@ class AlphaBeta(LinearRule):
 
     def factors(self, layer: Layer) -> tuple[Factor, ...]:
         shift = Stabilizer.ensure("AlphaBeta", "stabilizer", self.stabilizer).shift(layer.output.dtype)
-        if shift is None or not factors.precise(layer):
+        if shift is None or layer.given is not None or not factors.precise(layer):
             return super().factors(layer)
         if not self.beta:
             return factors.zplus(layer, shift)
         return factors.alpha_beta(layer, float(self.alpha), float(self.beta), shift)
-
-
-#: A sum of contributions below this many units in the last place of its absolute terms is rounding, and truly 0.
-_ULPS = 8.0
-
-
-def _noise(total: Tensor) -> Tensor:
-    return total.abs() * (_ULPS * torch.finfo(total.dtype).eps)
-
-
-def _positive(linear: Tensor, total: Tensor) -> Tensor:
-    """Return P from w a and |w| |a|, exactly 0 where it is only rounding."""
-    positive = (linear + total) / 2
-    return torch.where(positive > _noise(total), positive, torch.zeros_like(positive))
-
-
-def _negative(linear: Tensor, total: Tensor) -> Tensor:
-    """Return N from w a and |w| |a|, exactly 0 where it is only rounding."""
-    negative = (linear - total) / 2
-    return torch.where(-negative > _noise(total), negative, torch.zeros_like(negative))
-
-
-def _remainder(linear: Tensor, positive: Tensor) -> Tensor:
-    """Return N = w a - P for a P that was computed on its own, exactly 0 where it is only rounding."""
-    negative = linear - positive
-    return torch.where(-negative > _noise(positive + linear.abs()), negative, torch.zeros_like(negative))

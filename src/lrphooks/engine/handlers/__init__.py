@@ -1,37 +1,10 @@
-"""What each kind of operation does to relevance: one short function a kind, and the rule it follows by convention."""
+"""What each kind of operation does to relevance: one short function a kind."""
 
 from __future__ import annotations
 
 from lrphooks.engine.handlers import common, composed, elementwise, normalizing, products, recurrent, structure, unknown
 from lrphooks.engine.handlers.common import Handler
 from lrphooks.operations import Kind
-from lrphooks.rules.base import Rule
-from lrphooks.rules.operation import Constant, Gradient, Identity, Normalize, Uniform
-
-#: The rule of each kind of operation where the composite says nothing.
-CONVENTIONS: dict[Kind, Rule] = {
-    "relu": Gradient(),
-    "shape": Gradient(),
-    "split": Gradient(),
-    "select": Gradient(),
-    "clamp": Identity(),
-    "combination": Gradient(),
-    "product": Uniform(),
-    "added product": Uniform(),
-    "division": Identity(),
-    "power": Identity(),
-    "activation": Identity(),
-    "gate": Identity(),
-    "constant": Constant(),
-    "moments": Constant(),
-    "shift": Identity(),
-    "softmax": Gradient(),
-    "attention": Uniform(),
-    "normalization": Normalize(),
-    "batch norm": Normalize(),
-    "composed": Gradient(),
-    "recurrent": Gradient(),
-}
 
 HANDLERS: dict[Kind, Handler] = {
     "relu": elementwise.relu,

@@ -46,7 +46,7 @@ def shield_in_place(run: Run, target: Tensor) -> None:
     whole = target if base is None else base
     share = float(run.parameters and run.made_of_parameters(whole))
     with preserve_version(whole):
-        ScaleNode.apply(run, share, whole, True)
+        ScaleNode.apply(run.passes, share, whole, True)
 
 
 def in_place(run: Run, call: Call, handler: Handler, rule: Rule) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lrphooks.engine.call import Call
 from lrphooks.engine.derivatives import spare
+from lrphooks.engine.function_nodes import ElementwiseNode
 from lrphooks.engine.handlers.common import function_of, in_place, learned, plain, positional
-from lrphooks.engine.nodes import ElementwiseNode
 from lrphooks.engine.passing import through
 from lrphooks.operations import names
 from lrphooks.rules.base import Rule
@@ -34,7 +34,7 @@ def relu(run: Run, call: Call, rule: Rule) -> Any:
     if call.writes_in_place:
         return in_place(run, call, relu, rule)
     ratio = _guided if isinstance(rule, GuidedReLU) else _deconvolved
-    return ElementwiseNode.apply(run, function_of(call), ratio, None, None, call.dependent[0], *learned(call))
+    return ElementwiseNode.apply(run.passes, function_of(call), ratio, None, None, call.dependent[0], *learned(call))
 
 
 def activation(run: Run, call: Call, rule: Rule, *, quotient: Callable[..., Tensor] | None = None) -> Any:
@@ -59,7 +59,7 @@ def activation(run: Run, call: Call, rule: Rule, *, quotient: Callable[..., Tens
     if target is not None or (call.operation.name in _OF_RESULT and not run.unrolled):
         # Also where torch keeps results a model may write to the inputs. No cell of a recurrent layer does.
         x = x.clone()
-    return ElementwiseNode.apply(run, function, ratio, write, target, x, *learned(call))
+    return ElementwiseNode.apply(run.passes, function, ratio, write, target, x, *learned(call))
 
 
 def power(run: Run, call: Call, rule: Rule) -> Any:
@@ -81,7 +81,7 @@ def shift(run: Run, call: Call, rule: Rule) -> Any:
     """log_softmax(x) = x - logsumexp(x), a constant shift."""
     if isinstance(rule, Gradient | Constant):
         return plain(run, call, rule)
-    return ElementwiseNode.apply(run, function_of(call), _unchanged, None, None, call.dependent[0])
+    return ElementwiseNode.apply(run.passes, function_of(call), _unchanged, None, None, call.dependent[0])
 
 
 def gate(run: Run, call: Call, rule: Rule) -> Any:
@@ -94,7 +94,7 @@ def gate(run: Run, call: Call, rule: Rule) -> Any:
         signal = gradient * x.chunk(2, dim)[1].sigmoid()
         return torch.cat((signal, torch.zeros_like(signal)), dim)
 
-    return ElementwiseNode.apply(run, function_of(call), ratio, None, None, call.dependent[0])
+    return ElementwiseNode.apply(run.passes, function_of(call), ratio, None, None, call.dependent[0])
 
 
 def quotient_of(

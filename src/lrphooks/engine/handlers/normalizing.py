@@ -20,6 +20,7 @@ from lrphooks.engine.handlers.products import shares_of
 from lrphooks.engine.nodes import ScaleNode
 from lrphooks.engine.normalization_nodes import NormalizationNode
 from lrphooks.engine.passing import through
+from lrphooks.engine.unmatched import report_operation
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Identity, Pass, Uniform
 
@@ -53,7 +54,9 @@ def attention(run: Run, call: Call, rule: Rule) -> Any:
         carries = [run.carries(t) for t in operands]
         shares = attention_shares(run, operands, carries, weights=not isinstance(rule, Constant))
         # The same tensor may stand for several operands, so each position is exchanged, not each identity.
-        operands = [ScaleNode.apply(run, s, t) if c else t for t, c, s in zip(operands, carries, shares, strict=True)]
+        operands = [
+            ScaleNode.apply(run.passes, s, t) if c else t for t, c, s in zip(operands, carries, shares, strict=True)
+        ]
     rest = {k: v for k, v in call.kwargs.items() if k not in names}
     out = call.function(*operands, *call.args[4:], **rest)
     dropout, causal = call.argument(4, "dropout_p", 0.0), call.argument(5, "is_causal", default=False)
@@ -93,7 +96,7 @@ def normalization(run: Run, call: Call, rule: Rule) -> Any:
     bias = None if positions[1] is None else call.argument(positions[1], "bias")
     eps = call.argument(positions[2], "eps", None if name == "rms_norm" else 1e-5)
     if run.carries(weight) or run.carries(bias):
-        run.unmatched(call, "its scale or shift depends on the explained input")
+        report_operation(run, call, "its scale or shift depends on the explained input")
     tracked = name == "instance_norm" and not call.argument(5, "use_input_stats", True)
     if tracked:
         return call.invoke()
@@ -108,7 +111,7 @@ def normalization(run: Run, call: Call, rule: Rule) -> Any:
     linearized = partial(_centred, name, trailing, groups, eps)
     if name == "layer_norm" and not torch.is_autocast_enabled(x.device.type):
         function = partial(_with_scale, x.shape[x.dim() - trailing :], eps)
-    return NormalizationNode.apply(run, function, again, linearized, x, weight, bias)
+    return NormalizationNode.apply(run.passes, function, again, linearized, x, weight, bias)
 
 
 def _alone(function: Callable[..., Tensor], *tensors: Tensor | None) -> tuple[Tensor, None]:

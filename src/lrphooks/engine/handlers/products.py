@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from lrphooks.engine import facts
-from lrphooks.engine.call import Call, tensors_in
+from lrphooks.engine.call import Call, broadcast_shape, tensors_in
 from lrphooks.engine.errors import LRPError
+from lrphooks.engine.function_nodes import GatedNode
 from lrphooks.engine.handlers.common import exchanged, in_place, plain, positional
-from lrphooks.engine.nodes import GatedNode, ScaleNode, ShareNode
+from lrphooks.engine.nodes import ScaleNode, ShareNode
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant, Gradient, Proportional, TakesAll, Uniform
 
@@ -68,14 +69,14 @@ def _multiply(run: Run, call: Call, rule: Rule, first: int) -> Any:
         source = call.dependent[0]
         dim = call.argument(1, "dim", call.kwargs.get("axis"))
         count = source.shape[dim] if isinstance(dim, int) else source.numel()
-        return call.replaced({id(source): ScaleNode.apply(run, 1.0 / count, source)}).invoke()
+        return call.replaced({id(source): ScaleNode.apply(run.passes, 1.0 / count, source)}).invoke()
     if name in ("lerp", "grid_sample"):
         # Where it samples, or how it mixes, is a gate: constant, so the signal takes all.
         weight = call.argument(2, "weight") if name == "lerp" else call.argument(1, "grid")
         if all(t is weight for t in carriers):
             return plain(run, call, Constant())
         if any(t is weight for t in carriers):
-            call = call.replaced({id(weight): ScaleNode.apply(run, 0.0, weight)})
+            call = call.replaced({id(weight): ScaleNode.apply(run.passes, 0.0, weight)})
         return call.invoke()
     if len(carriers) < 2:
         return _gated(run, call) if _has_gate(run, call) else plain(run, call, rule)
@@ -85,8 +86,8 @@ def _multiply(run: Run, call: Call, rule: Rule, first: int) -> Any:
     if len(set(shares)) == 1 and _is_smaller(call, carriers):
         # One pass over the product takes less than one over each factor.
         out = call.invoke()
-        return ScaleNode.apply(run, shares[0], out, True)  # autograd takes no keywords
-    scaled = [ScaleNode.apply(run, share, t) for share, t in zip(shares, carriers, strict=True)]
+        return ScaleNode.apply(run.passes, shares[0], out, True)  # autograd takes no keywords
+    scaled = [ScaleNode.apply(run.passes, share, t) for share, t in zip(shares, carriers, strict=True)]
     return _exchanged(run, call, first, scaled).invoke()
 
 
@@ -111,11 +112,11 @@ def _is_smaller(call: Call, carriers: list[Tensor]) -> bool:
         return False
     a, b = tensors
     if call.operation.name == "mul":
-        shape = torch.broadcast_shapes(a.shape, b.shape)
+        shape = broadcast_shape(a.shape, b.shape)
     elif a.dim() < 2 or b.dim() < 2:
         return False
     else:
-        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        batch = broadcast_shape(a.shape[:-2], b.shape[:-2])
         shape = (*batch, a.shape[-2], b.shape[-1])
     return bool(math.prod(shape) < a.numel() + b.numel())
 
@@ -153,7 +154,7 @@ def _gated(run: Run, call: Call) -> Tensor:
     if call.operation.name != "mul":
         back = _back_from_left if signal is call.args[0] else _back_from_right
         signal = _in_one_batch(signal)
-    out: Tensor = GatedNode.apply(run, function, back, signal, gate)
+    out: Tensor = GatedNode.apply(run.passes, function, back, signal, gate)
     return out
 
 
@@ -186,7 +187,7 @@ def _proportional(run: Run, call: Call, rule: Rule, first: int) -> Any:
     sizes = [t.abs() for t in factors]
     total = torch.stack(sizes).sum(0)
     total = torch.where(total == 0, torch.ones_like(total), total)
-    shared = [ShareNode.apply(run, size / total, t) for size, t in zip(sizes, factors, strict=True)]
+    shared = [ShareNode.apply(run.passes, size / total, t) for size, t in zip(sizes, factors, strict=True)]
     return _exchanged(run, call, first, shared).invoke()
 
 
@@ -227,4 +228,4 @@ def division(run: Run, call: Call, rule: Rule) -> Any:
         return plain(run, call, Constant())
     if call.operation.in_place and denominator is call.args[0]:
         return in_place(run, call, division, rule)
-    return exchanged(call, place, name, ScaleNode.apply(run, 0.0, denominator)).invoke()
+    return exchanged(call, place, name, ScaleNode.apply(run.passes, 0.0, denominator)).invoke()

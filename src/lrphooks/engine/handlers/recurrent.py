@@ -23,13 +23,15 @@ from torch import Tensor
 
 from lrphooks.engine import facts, unrolled
 from lrphooks.engine.call import Call
+from lrphooks.engine.claims import rule_of_layer
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import plain, stop
 from lrphooks.engine.nodes import TwinNode, unaliased
 from lrphooks.engine.recurrent_node import RecurrentNode, Stack
+from lrphooks.engine.unmatched import report_operation
 from lrphooks.operations import Operation, classify
 from lrphooks.rules.base import Rule
-from lrphooks.rules.linear import LinearRule
+from lrphooks.rules.linear_rule import LinearRule
 from lrphooks.rules.operation import Constant, Gradient
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ def recurrent(run: Run, call: Call, rule: Rule) -> Any:
     names = _CELL if cell else _PACKED if packed else _PADDED
     arguments: dict[str, Any] = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
     if not cell and arguments["train"] and arguments["dropout"] and arguments["num_layers"] > 1:
-        run.unmatched(
+        report_operation(
+            run,
             call,
             f"it draws its own mask for the dropout of {arguments['dropout']:g} between its layers, so it cannot be "
             "unrolled; call model.eval(), or set the layer's dropout to 0",
@@ -115,8 +118,9 @@ def _stack(run: Run, name: str, arguments: dict[str, Any]) -> Stack | None:
     projected = len(params) != arguments["num_layers"] * directions * (4 if arguments["has_biases"] else 2)
     if projected or torch.is_autocast_enabled(x.device.type):
         return None
-    rule = run.rule(Call(Operation("linear", "linear"), F.linear, (x, params[0]), {}, [x]))
-    if not (isinstance(rule, Gradient) or (isinstance(rule, LinearRule) and rule.separable)):
+    first = Call(Operation("linear", "linear"), F.linear, (x, params[0]), {}, [x])
+    rule = rule_of_layer(run, first, [facts.read(x, run)])
+    if not (isinstance(rule, Gradient) or (isinstance(rule, LinearRule) and rule.separable and rule.bias == "absorb")):
         return None
     return Stack(
         name,
@@ -133,7 +137,7 @@ def _as_one(run: Run, stack: Stack, call: Call, arguments: dict[str, Any]) -> tu
     """Return the values of the call with the one node of its layers."""
     # Copies, since the model may write to what it gave, of which torch's own backward pass keeps none on a CPU.
     given = [t.clone() for t in (arguments["input"], *unrolled.states_in(arguments["hx"]))]
-    out: tuple[Tensor, ...] = RecurrentNode.apply(run, stack, call.invoke, *given, *arguments["params"])
+    out: tuple[Tensor, ...] = RecurrentNode.apply(run.passes, stack, call.invoke, *given, *arguments["params"])
     if stack.name == "rnn_relu":
         for tensor in out:
             facts.write(tensor, run, nonnegative=True)

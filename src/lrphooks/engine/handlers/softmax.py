@@ -10,13 +10,13 @@ exponentials are.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lrphooks.engine import facts
+from lrphooks.engine.facts import Part
 from lrphooks.engine.nodes import TwinNode, unaliased
 
 if TYPE_CHECKING:
@@ -24,21 +24,11 @@ if TYPE_CHECKING:
     from lrphooks.operations import Operation
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """A value on the way to a softmax of ``logits``, to the given base, over ``dim`` where it is known."""
-
-    kind: Literal["exp", "sum", "logsumexp", "log"]
-    logits: Tensor
-    base: float = math.e
-    dim: int = 0
-
-
 def recognize(run: Run, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Return the result of an operation, with the graph of a softmax where it completes one."""
-    if operation.name not in _STEPS or not isinstance(out, Tensor) or not args:
+    if not isinstance(out, Tensor) or not args:
         return out
-    part = _STEPS[operation.name](run, args, kwargs)
+    part = STEPS[operation.name](run, args, kwargs)
     if part is None:
         return out
     if isinstance(part, Part):
@@ -118,7 +108,8 @@ def _same(first: Tensor, second: Tensor) -> bool:
     return first is second or (first.shape == second.shape and torch.equal(first, second))
 
 
-_STEPS = {
+#: The operations that a softmax may be written out in.
+STEPS = {
     "exp": _exponential,
     "exp2": _exponential_of_2,
     "sum": _sum,

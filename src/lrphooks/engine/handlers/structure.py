@@ -13,6 +13,7 @@ from lrphooks.engine.bounds import Bound, bounds_of, clips_as_activation
 from lrphooks.engine.call import Call
 from lrphooks.engine.handlers.common import plain
 from lrphooks.engine.handlers.elementwise import activation, quotient_of, relu
+from lrphooks.engine.unmatched import report_operation
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Gradient, Identity, Pass
 
@@ -69,7 +70,7 @@ _WEIGHTED = frozenset({"embedding_bag", "stft", "istft"})
 def _report(run: Run, call: Call, reason: str) -> None:
     """Report a form of an operation that is not linear, unless the composite has a rule for it."""
     if run.plan.operation_rule(call.operation, run.frames) is None:
-        run.unmatched(call, reason)
+        report_operation(run, call, reason)
 
 
 def combination(run: Run, call: Call, rule: Rule) -> Any:

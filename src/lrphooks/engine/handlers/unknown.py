@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lrphooks.engine import cuts
 from lrphooks.engine.call import Call, replace_tensors, tensors_in
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.handlers.common import stop
-from lrphooks.engine.unmatched import KEEP, NO_DERIVATIVE, report, way_without_derivative
+from lrphooks.engine.unmatched import KEEP, NO_DERIVATIVE, report, report_operation, way_without_derivative
 from lrphooks.rules.base import Rule
 from lrphooks.rules.operation import Constant
 from lrphooks.torch_private import HigherOrder, has_derivative, version_of
@@ -33,7 +34,7 @@ def unknown(run: Run, call: Call, _: Rule) -> Any:
         # What it wrote to would have a graph now, if the operation had a derivative.
         written = version_of(tensor) != version and not tensor.requires_grad and tensor.is_floating_point()
         if written and not isinstance(rule, Constant):
-            run.cuts.without_derivative(run, call, tensor)
+            cuts.without_derivative(run, call, tensor)
     made = [t for t in tensors_in((out,)) if t.requires_grad]
     if isinstance(rule, Constant):
         # A pass that comes to a node without a derivative fails, though it brings nothing.
@@ -49,7 +50,7 @@ def unknown(run: Run, call: Call, _: Rule) -> Any:
         way, shapes = way_without_derivative(call.operation), [tuple(t.shape) for t in call.dependent]
         report(run, f"operation {call.operation.name}", NO_DERIVATIVE, way, shapes, always=rule is not None)
     elif rule is None and made:
-        run.unmatched(call, "lrphooks has no rule for it")
+        report_operation(run, call, "lrphooks has no rule for it")
     return out
 
 
