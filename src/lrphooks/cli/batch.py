@@ -88,6 +88,7 @@ class Batch:
             tuple(found.prediction.to_dict()),
             found.explained,
             task.notes,
+            model=self.explainer.model.name,
         )
         try:
             drawing = draw(self.explainer.model, task.x, found, self.method)

@@ -97,6 +97,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--plot needs matplotlib. Install the extra: pip install 'lrphooks[plot]'")
     found = inputs.find(options.pictures)
     kept = Kept.of(options.results)
+    arguments.choose_model(options, [item.path for item in found.items])
     model = arguments.model_of(options)
     methods = arguments.composites_of(options)
     judged: dict[str, list[dict[str, Any]]] = {each.text: [] for each in methods}

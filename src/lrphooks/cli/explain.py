@@ -21,6 +21,7 @@ def run(options: argparse.Namespace) -> int:
     """Explain pictures, and write and print what was found."""
     arguments.check_picture_given(options, options.pictures)
     found = inputs.find(options.pictures or [str(arguments.sample())])
+    arguments.choose_model(options, [item.path for item in found.items] if options.pictures else [])
     output = options.output if options.pictures else options.output or Path()
     outputs = inputs.outputs(found, output)
     model = arguments.model_of(options)

@@ -11,9 +11,9 @@ from lrphooks.cli.command import UsageError
 #: The rules where none are named, and those that are set beside each other.
 DEFAULT = "EpsilonPlus"
 SEVERAL = ("EpsilonPlus", "EpsilonPlusFlat", "EpsilonGammaBox", "EpsilonAlpha2Beta1Flat", "AttnLRP")
-#: How models are named (see :data:`lrphooks.models.SOURCES`), and the packaged one.
+#: How models are named (see :data:`lrphooks.models.SOURCES`): the packaged one, one for photographs, others.
 MODELS = ("digits", "efficientnet-lite0", "torchvision:NAME", "timm:NAME", "PATH.pt2", "MODULE:FACTORY")
-DIGITS = MODELS[0]
+DIGITS, PHOTOGRAPHS = MODELS[:2]
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
@@ -21,9 +21,9 @@ def add_model(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("the model")
     group.add_argument(
         "--model",
-        default=DIGITS,
         metavar="NAME",
-        help=f"one of {', '.join(MODELS)}; lrphooks models tells more; default: {DIGITS}",
+        help=f"one of {', '.join(MODELS)}; lrphooks models tells more; default: {PHOTOGRAPHS} for a photograph, "
+        f"{DIGITS} for what is drawn on one tone",
     )
     group.add_argument(
         "--weights",

@@ -23,7 +23,7 @@ from lrphooks.models import PictureModel
 #: The text within the PNG that holds the result.
 CHUNK = "lrphooks"
 #: To be raised when the drawing or the record changes, so that older results are made again.
-LAYOUT = 1
+LAYOUT = 2
 _WHAT = "the heatmap"
 
 
@@ -58,6 +58,7 @@ class Record:
     explained: tuple[Explained, ...] = ()
     notes: tuple[str, ...] = ()
     error: str | None = None
+    model: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain data, ready for JSON."""
