@@ -191,8 +191,8 @@ COMMANDS: tuple[Command, ...] = (
         "stream",
         help="explain a video or a camera, frame after frame",
         description="Explain a video or a camera, frame after frame, as fast as the model goes. Prints the prediction "
-        "and how many frames a second were explained, and writes each frame beside its heatmap. Needs the extra: pip "
-        "install 'lrphooks[video]'.",
+        "and how many frames a second were explained, and writes each frame beside its heatmap. Needs the package "
+        "opencv-python-headless.",
         arguments=_stream,
     ),
     Command(
