@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -94,11 +94,16 @@ class Batch:
             drawing = draw(self.explainer.model, task.x, found, self.method)
             self.store.write(drawing, record, task.output, task.key)
         except CommandError as error:
-            return _failed(task.picture, str(error))
+            return _unwritten(record, str(error))
         except Exception as error:  # noqa: BLE001  as above
-            return _failed(task.picture, f"{task.picture}: {reason(error)}")
+            return _unwritten(record, f"{task.picture}: {reason(error)}")
         return record
 
 
 def _failed(picture: Path, error: str) -> Record:
     return Record(str(picture), "failed", error=error)
+
+
+def _unwritten(record: Record, error: str) -> Record:
+    """Return what was found although it could not be drawn or written, so that nobody has to find it again."""
+    return replace(record, status="failed", written=None, error=error)
