@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrphooks.cli import pictures
 from lrphooks.cli.command import CommandError
-from lrphooks.cli.drawing import draw
+from lrphooks.cli.drawing import Drawing, draw
 from lrphooks.cli.explaining import Explainer, Explanation, reason
 from lrphooks.cli.results import Record, Store
 
@@ -37,6 +37,8 @@ class Batch:
     store: Store
     method: str
     size: int
+    drawing: Drawing | None = None
+    save: bool = False
 
     def run(self, tasks: Iterable[tuple[Path, Path]]) -> Iterator[Record]:
         """Yield what became of each picture and its output, in order; one that fails does not stop the others.
@@ -91,7 +93,10 @@ class Batch:
             model=self.explainer.model.name,
         )
         try:
-            drawing = draw(self.explainer.model, task.x, found, self.method)
+            drawing = draw(self.explainer.model, task.x, found, self.method, self.drawing)
+            if self.save:
+                # First, so that a PNG, by which a result is known as finished, has its arrays.
+                self.store.save_arrays(task.output, task.x, found.relevance, [each.target for each in found.explained])
             self.store.write(drawing, record, task.output, task.key)
         except CommandError as error:
             return _unwritten(record, str(error))
