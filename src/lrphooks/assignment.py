@@ -100,8 +100,10 @@ def is_linear_layer(module: nn.Module) -> bool:
     return operation_name(module) is not None
 
 
-def assign(composite: Entries, model: nn.Module) -> Assignment:
-    """Return the assignment of a composite to a model.
+def assign(
+    composite: Entries, model: nn.Module, modules: dict[nn.Module, list[matching.Path]] | None = None
+) -> Assignment:
+    """Return the assignment of a composite to a model, whose modules are as :func:`matching.paths_of` gives them.
 
     Raises
     ------
@@ -112,7 +114,7 @@ def assign(composite: Entries, model: nn.Module) -> Assignment:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected a torch.nn.Module to explain, got {model!r} of type {type(model).__name__}.")
-    modules = matching.paths_of(model)
+    modules = matching.paths_of(model) if modules is None else modules
     _check_patterns(composite, modules)
     entries = _located(composite, modules)
     rows = []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrphooks import backward
+from lrphooks.absorbed import warn_of_absorbed
 from lrphooks.arrays import as_tensors
 from lrphooks.baselines.base import Baseline
 from lrphooks.composite import Composite
@@ -116,7 +117,8 @@ def lrp(
     """Return the relevance of every input value for the explained output of each row.
 
     For each row it sums to f(x), the explained value, less what biases, stabilizers and constants absorb;
-    :func:`lrphooks.audit` tells how much that is. Under GuidedBackprop and DeconvNet it is a modified gradient.
+    :func:`lrphooks.audit` tells how much that is, and a warning does where it is more than nine tenths. Under
+    GuidedBackprop and DeconvNet it is a modified gradient.
 
     Parameters
     ----------
@@ -303,14 +305,14 @@ def _explain(
     at_inputs, at_edges, at_parameters = grads[:count], grads[count : count + len(edges)], grads[count + len(edges) :]
     recorded = {}
     if taps is not None:
-        for name, relevance in taps.relevance(at_edges).items():
+        for name, arrived in taps.relevance(at_edges).items():
             function = wanted[name][1]
-            found = scaled.back(relevance)
+            found = scaled.back(arrived)
             recorded[name] = found if function is None else function(found)
     learned = {name: scaled.back(_times(p, g)) for (name, p), g in zip(asked.items(), at_parameters, strict=True)}
-    return Explanation(
-        inputs.arranged(scaled.each_back(at_inputs)), value.detach(), target, composite, given, recorded, learned
-    )
+    relevance = inputs.arranged(scaled.each_back(at_inputs))
+    warn_of_absorbed(value.detach(), relevance, composite, who)
+    return Explanation(relevance, value.detach(), target, composite, given, recorded, learned)
 
 
 def _times(parameter: Tensor, gradient: Tensor | None) -> Tensor:

@@ -32,6 +32,7 @@ from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm,
 from torch.nn.modules.linear import Linear as _Linear
 
 from lrphooks.operations import expression, identify, is_operation, names
+from lrphooks.torch_private import parts_of
 
 
 @dataclass(frozen=True)
@@ -193,12 +194,14 @@ Path: TypeAlias = Sequence[tuple[str, nn.Module]]
 
 def paths_of(model: nn.Module) -> dict[nn.Module, list[Path]]:
     """Return all modules in the order of ``model.modules()``, each with a path for every name that it has."""
-    named = dict(model.named_modules(remove_duplicate=False))
     paths: dict[nn.Module, list[Path]] = {}
-    for name, module in named.items():
-        parts = name.split(".") if name else []
-        prefixes = ["", *(".".join(parts[: depth + 1]) for depth in range(len(parts)))]
-        paths.setdefault(module, []).append([(prefix, named[prefix]) for prefix in prefixes])
+    waiting: list[list[tuple[str, nn.Module]]] = [[("", model)]]
+    while waiting:
+        path = waiting.pop()
+        name, module = path[-1]
+        paths.setdefault(module, []).append(path)
+        prefix = f"{name}." if name else ""
+        waiting += [[*path, (prefix + key, part)] for key, part in reversed(parts_of(module))]
     return paths
 
 

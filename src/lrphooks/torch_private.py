@@ -160,6 +160,34 @@ REGISTRIES = (
 )
 
 
+def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return what ``model.named_modules()`` does, which recurs through a generator for each level of each module."""
+    found: dict[nn.Module, str] = {}
+    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        if module not in found:
+            found[module] = name
+            prefix = f"{name}." if name else ""
+            waiting += [(prefix + key, part) for key, part in reversed(module._modules.items()) if part is not None]
+    return [(name, module) for module, name in found.items()]
+
+
+def parts_of(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules that one holds itself, by the names that it has for them."""
+    return [(name, part) for name, part in module._modules.items() if part is not None]
+
+
+def parameters_of(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that a module holds itself."""
+    return [parameter for parameter in module._parameters.values() if parameter is not None]
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Return the parameters and buffers that a module holds itself."""
+    return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+
+
 _has_global_hooks: Callable[[], bool] = _needed("nn.modules.module._has_any_global_hook")
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lrphooks.torch_private import version_of
+from lrphooks.torch_private import modules_of, tensors_of, version_of
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class WeightStore:
 
     def __init__(self, model: nn.Module, *, once: bool = False) -> None:
         self.once = once
-        self.owned = frozenset(id(t) for t in (*model.parameters(), *model.buffers()))
+        self.owned = frozenset(id(t) for _, module in modules_of(model) for t in tensors_of(module))
         self.entries: dict[tuple[Any, ...], _Entry] = {}
         self._seen: dict[tuple[int, ...], _Seen] = {}
 

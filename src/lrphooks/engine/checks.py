@@ -14,14 +14,14 @@ from lrphooks.engine import containers
 from lrphooks.engine.errors import LRPError
 from lrphooks.engine.provenance import leaf_of, nodes_behind
 from lrphooks.engine.training import warn_of_training
-from lrphooks.torch_private import CALL_SLOT, is_transformed, unwrapped
+from lrphooks.torch_private import CALL_SLOT, is_transformed, modules_of, parameters_of, unwrapped
 
 
 def check_model(model: nn.Module) -> None:
     """Raise an error that says why, if the model cannot be hooked; warn if it is in training mode."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected a torch.nn.Module to explain, got {model!r} of type {type(model).__name__}.")
-    modules = list(model.named_modules())
+    modules = modules_of(model)
     for name, module in modules:
         where = f"module {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -39,7 +39,7 @@ def check_model(model: nn.Module) -> None:
                 f"{where} is an nn.DataParallel over {len(module.device_ids)} devices, whose parts run in threads of "
                 "their own, out of sight. Explain the module inside of it (model.module)."
             )
-        for parameter in module.parameters(recurse=False):
+        for parameter in parameters_of(module):
             if isinstance(parameter, nn.parameter.UninitializedParameter):
                 raise LRPError(f"{where} has uninitialized parameters. Run the model once before it is explained.")
             if (kind := unusual(parameter)) is not None:

@@ -31,6 +31,7 @@ from lrphooks.torch_private import (
     forward_hooks,
     has_backward_hooks,
     is_call_of_forward,
+    modules_of,
 )
 
 #: Held while anything is attached or detached; its thread may take it again, since a context may end at any instant.
@@ -56,7 +57,7 @@ class Hooks:
         assert block is not None
         with _LOCK:
             self._users.append((threading.get_ident(), user))
-            self._modules = list(dict.fromkeys([*self._modules, *self._model.modules()]))
+            self._modules = list(dict.fromkeys([*self._modules, *(module for _, module in modules_of(self._model))]))
             for module in self._modules:
                 calls = calls_of(module) or Calls(module)
                 calls.blocks[block] = module is self._model

@@ -30,8 +30,9 @@ class Plan:
 
     def __init__(self, composite: Entries, model: nn.Module) -> None:
         self.composite = composite
-        self.modules = tuple(model.modules())
-        self.assignment = assign(composite, model)
+        paths = matching.paths_of(model)
+        self.modules = tuple(paths)
+        self.assignment = assign(composite, model, paths)
         check_entries(composite)
         self._names: dict[int, str] = {}
         self._layers: dict[int, tuple[tuple[Rule, int | None], ...]] = {}
@@ -39,7 +40,7 @@ class Plan:
         self._owners: dict[int, tuple[ReferenceType[Tensor], nn.Module]] = {}
         #: The rule of each module for the operations that it runs, with its entry and whether it is its own.
         self._rules: dict[int, tuple[Rule, int, bool]] = {}
-        self._places = {id(m): [path[-1] for path in paths] for m, paths in matching.paths_of(model).items()}
+        self._places = {id(m): [path[-1] for path in found] for m, found in paths.items()}
         self._placed = any(matching.is_placed(matcher) for matcher, _ in composite.entries)
         self._operations: dict[Hashable, dict[str, Rule | None]] = {}
         self._decisions: dict[Hashable, dict[str, Decision]] = {}
@@ -58,7 +59,7 @@ class Plan:
         )
         self.passing: dict[int, Rule] = {}
         inherited: dict[str, tuple[Rule, int, bool]] = {}
-        for module, row in zip(model.modules(), self.assignment, strict=True):
+        for module, row in zip(self.modules, self.assignment, strict=True):
             self._names[id(module)] = name = row.name
             rule = row.rule
             layered = [c for c in row.candidates if isinstance(c.rule, LayerRule)]
@@ -76,13 +77,13 @@ class Plan:
                 self._rules[id(module)] = (*outer[:2], False)
             if id(module) in self._rules:
                 inherited[name] = self._rules[id(module)]
-        self._check_layers(model)
+        self._check_layers()
 
-    def _check_layers(self, model: nn.Module) -> None:
+    def _check_layers(self) -> None:
         policy = self.composite.unmatched
         if policy == "gradient":
             return
-        unmatched = [m for m in model.modules() if is_linear_layer(m) and not self._layers[id(m)]]
+        unmatched = [m for m in self.modules if is_linear_layer(m) and not self._layers[id(m)]]
         if not unmatched:
             return
         missing = [f"{self._names[id(module)]!r} ({type(module).__name__})" for module in unmatched]
