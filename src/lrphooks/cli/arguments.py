@@ -119,7 +119,7 @@ def _device(options: argparse.Namespace) -> torch.device:
 
 def explainer_of(options: argparse.Namespace, model: PictureModel, composite: Method) -> Explainer:
     """Return what explains pictures as it is asked for."""
-    return Explainer(model, composite.make(model), options.target)
+    return Explainer(model, composite.make(model), options.target, getattr(options, "against", None))
 
 
 def sample() -> Path:

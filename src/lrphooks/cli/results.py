@@ -7,11 +7,12 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 from torch.nn.parameter import is_lazy
@@ -125,6 +126,24 @@ class Store:
                 "--output, or give --again to overwrite it."
             )
         return None
+
+    def save_arrays(
+        self, output: Path, x: torch.Tensor, relevance: Sequence[torch.Tensor], targets: Sequence[int]
+    ) -> None:
+        """Write targets, relevance and input beside a result, as arrays of numpy (.npz).
+
+        Raises
+        ------
+        CommandError
+            If they cannot be written.
+        """
+        content = io.BytesIO()
+        stacked = torch.stack([each.detach().cpu().float() for each in relevance]).numpy()
+        given = x[0].detach().cpu().float().numpy()
+        np.savez_compressed(content, targets=np.array(targets), relevance=stacked, input=given)
+        if not self.chosen:
+            make_folder(output.parent)
+        files.write(output.with_suffix(".npz"), content.getvalue(), "the relevance", "--output")
 
     def write(self, drawing: Image.Image, record: Record, output: Path, key: Mapping[str, Any]) -> None:
         """Write a result as a whole or not at all; ``key`` is its :meth:`key`.
