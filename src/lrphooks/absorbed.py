@@ -32,8 +32,8 @@ def warn_of_absorbed(value: Tensor, relevance: Any, composite: Composite, who: s
     warn(
         f"{who}: {share:.2g} of f(x) arrives at the inputs; the composite's rules absorb the rest on the way, so the "
         "relevance stands for next to nothing of what the model answers. Usually biases take it, as those of merged "
-        "BatchNorms, or the offset of a softmax at the end; lrphooks.audit, asked the same, tells what did. Leave "
-        'biases out, as EpsilonPlus(bias="ignore") does, explain the logit, or choose another composite, such as '
-        f"AttnLRP(). This one is {composite!r}.",
+        "BatchNorms, or the offset of a softmax at the end; lrphooks.audit, asked the same, tells what did. Explain "
+        'the logit, leave biases out, as EpsilonGammaBox(low, high, bias="ignore") does, or choose another composite, '
+        f"such as AttnLRP(). This one is {composite!r}.",
         UserWarning,
     )
