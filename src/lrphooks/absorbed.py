@@ -26,7 +26,8 @@ def warn_of_absorbed(value: Tensor, relevance: Any, composite: Composite, who: s
     explained = value.double() if by_row else value.double().sum()[None]
     arrived = sum((t.double().reshape(len(explained), -1).sum(1) for t in found), explained.new_zeros(()))
     shares = (arrived / explained).masked_fill(explained == 0, 1.0)
-    share = float(shares[shares.abs().argsort()[(len(shares) - 1) // 2]])
+    # Plus 0, which has no sign afterwards.
+    share = float(shares[shares.abs().argsort()[(len(shares) - 1) // 2]]) + 0.0
     if abs(share) >= LEAST:
         return
     warn(
