@@ -281,7 +281,9 @@ def test_without_arguments_the_books_of_a_packaged_digit_are_printed(tmp_path, c
     assert main(["audit"]) == 0
     printed = capsys.readouterr().out
     report = lrphooks.audit(load_network(), load_image(PACKAGED), 7)
-    assert printed.startswith("picture     digit-7.png (comes with the package)\nprediction  7, probability 1.0000\n")
+    assert printed.startswith(
+        "picture     digit-7.png (comes with the package)\nmodel       digits, which comes with the package\n"
+    )
     assert printed.endswith(f"\n\n{report}\n")
     share = report.relevance / report.output
     assert re.search(rf"^f\(x\) +{report.output:.3f}  100\.00%$", printed, re.MULTILINE)

@@ -15,6 +15,7 @@ from PIL import Image
 
 import lrphooks
 from lrphooks.cli import main
+from lrphooks.cli.command import CommandError
 from lrphooks.cli.explaining import Explainer
 from lrphooks.composites import EpsilonPlus
 from lrphooks.digits import images, load_image, load_network
@@ -313,3 +314,21 @@ def test_a_closed_pipe_is_no_traceback():
     shell = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert shell.stdout == "EpsilonPlus(epsilon=1e-06, stabilizer=1e-06, bias='absorb')\n"
     assert shell.stderr == ""
+
+
+def test_what_cannot_be_written_is_printed_all_the_same(folder, monkeypatch, capsys):
+    def refused(path, content, what, option):
+        raise CommandError(f"{what} could not be written: {path}: Read-only file system.")
+
+    monkeypatch.setattr("lrphooks.cli.files.write", refused)
+    assert main(["explain", "pictures", "--output", "out", "--json"]) == 1
+    found = records(capsys)
+    assert [record["status"] for record in found] == ["failed"] * len(DIGITS)
+    assert {record["prediction"][0] for record in found} == {name[-1] for name in DIGITS}
+    assert all(record["explained"] and record["written"] is None for record in found)
+    assert all("Read-only file system" in record["error"] for record in found)
+
+
+def test_compare_makes_the_folder_for_its_picture(folder):
+    assert main(["compare", str(DIGITS["digit-7"]), "--composite", "AttnLRP", "--output", "new/folder"]) == 0
+    assert Path("new/folder/digit-7-comparison.png").exists()

@@ -32,7 +32,8 @@ def gains(composite):
 def test_the_table_is_that_of_the_metric(tmp_path, capsys):
     assert main(ARGUMENTS) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == [
+    assert lines[:4] == [
+        "model       digits, which comes with the package",
         f"metric      {METRIC!r}",
         "pictures    5",
         "kept in     evaluation.jsonl",

@@ -131,7 +131,7 @@ def test_a_picture_that_vanishes_while_it_is_read(monkeypatch, capsys):
             path.unlink()
 
     monkeypatch.setattr(pictures, "check", checked)
-    status, records, _ = run("in", "--output", "out", capsys=capsys)
+    status, records, _ = run("in", "--output", "out", "--model", "digits", capsys=capsys)
     assert status == 1
     assert [record["status"] for record in records] == ["failed", "explained"]
     assert "No such file or directory" in records[0]["error"]

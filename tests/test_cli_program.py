@@ -112,7 +112,7 @@ def test_sources_of_models_are_listed(capsys, monkeypatch):
         assert re.search(rf"^{re.escape(source.form)} ", printed, re.MULTILINE)
     assert re.search(r"^torchvision:NAME .* no$", printed, re.MULTILINE)
     assert re.search(r"^digits .* yes$", printed, re.MULTILINE)
-    assert "pip install 'lrphooks[models]'" in " ".join(printed.split())
+    assert "pip install timm torchvision torch==" in " ".join(printed.split())
     assert main(["models", "--json"]) == 0
     assert [each["form"] for each in json.loads(capsys.readouterr().out)] == [source.form for source in SOURCES]
 

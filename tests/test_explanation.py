@@ -112,7 +112,7 @@ def test_integer_inputs(dtype):
         lrp(mlp(), X.to(dtype), 0)
 
 
-@pytest.mark.parametrize("x", [[[1.0] * 6], np.ones((1, 6)), None, "x"], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("x", [[[1.0] * 6], None, "x"], ids=lambda v: type(v).__name__)
 def test_an_input_that_is_no_tensor(x):
     with pytest.raises(TypeError, match=rf"x must be a tensor.*{type(x).__name__}"):
         lrp(mlp(), x, 0)

@@ -255,3 +255,20 @@ def test_what_is_printed_and_refused():
         Epsilon(bias="zero")
     with pytest.raises(TypeError, match="bias"):
         lrphooks.rules.ZBox(0, 1, bias="ignore")
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_no_input_contributes_nothing_is_handed_on(rule, normed, dtype):
+    """What is left of z there is rounding, of which a quotient would be anything."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3, padding=1), *([norm(4)] if normed else [])]
+    model = nn.Sequential(*layers).to(dtype).eval()
+    x = torch.randn(1, 2, 9, 9, dtype=dtype)
+    x[..., :5] = 0
+    x.requires_grad_()
+    with Composite([(AnyLinear, rule)]).context(model):
+        (out := model(x))[..., :4].sum().backward()
+    assert out[..., :4].abs().min() > 1e-4
+    assert torch.equal(x.grad, torch.zeros_like(x))

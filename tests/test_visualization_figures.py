@@ -49,7 +49,7 @@ def test_without_matplotlib_pictures_are_drawn_and_figures_name_the_extra(monkey
     ):
         assert drawn.size > (20, 20)
     for draw in (lambda: grid([RELEVANCE]), lambda: curves(RELEVANCE, RELEVANCE)):
-        with pytest.raises(ImportError, match=r"drawn by matplotlib, .*: pip install 'lrphooks\[plot\]'"):
+        with pytest.raises(ImportError, match=r"drawn by matplotlib, .*: pip install 'matplotlib>=3.9' \(about"):
             draw()
     # A notebook shows the table, and why there is no picture.
     model = torch.nn.Sequential(torch.nn.Conv1d(2, 1, 3), torch.nn.Flatten())

@@ -26,13 +26,15 @@ def warn_of_absorbed(value: Tensor, relevance: Any, composite: Composite, who: s
     explained = value.double() if by_row else value.double().sum()[None]
     arrived = sum((t.double().reshape(len(explained), -1).sum(1) for t in found), explained.new_zeros(()))
     shares = (arrived / explained).masked_fill(explained == 0, 1.0)
-    share = float(shares[shares.abs().argsort()[(len(shares) - 1) // 2]])
+    # Plus 0, which has no sign afterwards.
+    share = float(shares[shares.abs().argsort()[(len(shares) - 1) // 2]]) + 0.0
     if abs(share) >= LEAST:
         return
     warn(
         f"{who}: {share:.2g} of f(x) arrives at the inputs; the composite's rules absorb the rest on the way, so the "
-        "relevance stands for next to nothing of what the model answers. Usually the biases of merged BatchNorms take "
-        'it; lrphooks.audit, asked the same, tells what did. Leave biases out, as EpsilonPlus(bias="ignore") does, or '
-        f"choose another composite, such as AttnLRP(). This one is {composite!r}.",
+        "relevance stands for next to nothing of what the model answers. Usually biases take it, as those of merged "
+        "BatchNorms, or the offset of a softmax at the end; lrphooks.audit, asked the same, tells what did. Explain "
+        'the logit, leave biases out, as EpsilonGammaBox(low, high, bias="ignore") does, or choose another composite, '
+        f"such as AttnLRP(). This one is {composite!r}.",
         UserWarning,
     )

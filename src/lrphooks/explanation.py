@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lrphooks import backward
 from lrphooks.absorbed import warn_of_absorbed
+from lrphooks.arrays import as_tensors
 from lrphooks.baselines.base import Baseline
 from lrphooks.composite import Composite
 from lrphooks.composites import EpsilonPlus
@@ -124,12 +125,13 @@ def lrp(
     model
         Any PyTorch module; it is left as it was.
     x
-        The input, or a tuple of the positional inputs: tensors, packed sequences, or dicts, lists and dataclasses of
-        them. The first dimension counts rows.
+        The input, or a tuple of the positional inputs: tensors or numpy arrays, packed sequences, or dicts, lists and
+        dataclasses of tensors. The first dimension counts rows. Arrays get the precision of the model.
     target
         What is explained: an index into the last dimension of a (rows, classes) output, one index a row, labels where
         the model knows their names, None for the largest output of each row, a target of :mod:`lrphooks.targets`, or
-        a function of the model's output that returns the values to explain.
+        a function of the model's output that returns the values to explain. Give a model that returns logits: of a
+        probability behind a softmax, the softmax's offset takes nearly all where the model is sure, which is warned of.
     composite
         The rules; :func:`lrphooks.composites.EpsilonPlus` by default. A :class:`lrphooks.baselines.Baseline` in its
         place attributes by another method.
@@ -139,7 +141,8 @@ def lrp(
     Returns
     -------
     Tensor, or as ``x``
-        The relevance in the structure of ``x``, each tensor with the shape, dtype and device of its input; where
+        The relevance in the structure of ``x``, each tensor with the shape, dtype and device of its input, arrays where
+        arrays were given (:func:`explain` has tensors); where
         ``kwargs`` are given, a pair of the relevance of ``x`` and of ``kwargs``. Inputs that are no floating-point
         tensors have None in their place.
 
@@ -159,9 +162,10 @@ def lrp(
     >>> first, second = lrp(model, (image, text), target=0)
     >>> _, relevance = lrp(model, (), target=1, composite=AttnLRP(), kwargs={"inputs_embeds": embeddings})
     """
+    x, kwargs, back = as_tensors(model, x, kwargs)
     if isinstance(composite, Baseline):
-        return composite.attribute(model, x, target, kwargs=kwargs)
-    return _explain(model, x, target, composite, kwargs=kwargs, who="lrp").relevance
+        return back(composite.attribute(model, x, target, kwargs=kwargs))
+    return back(_explain(model, x, target, composite, kwargs=kwargs, who="lrp").relevance)
 
 
 def explain(
@@ -207,6 +211,7 @@ def explain(
     >>> explanation.relevance, explanation.explained
     >>> explain(model, images, record={"layer3": lambda relevance: relevance.sum((2, 3))}).recorded["layer3"]
     """
+    x, kwargs, _ = as_tensors(model, x, kwargs)
     return _explain(model, x, target, composite, kwargs=kwargs, record=record, parameters=parameters, who="explain")
 
 
@@ -257,10 +262,11 @@ def lrp_targets(
     if isinstance(composite, Baseline):
         return [lrp(model, x, target, composite, kwargs=kwargs) for target in targets]
     composite = checked(composite, "lrp_targets")
+    x, kwargs, back = as_tensors(model, x, kwargs)
     inputs = Inputs(x, kwargs, "lrp_targets")
     with explained(model, inputs, targets, composite) as values:
         found = backward.at_safe_scale(values, inputs.leaves, inputs.leaves, budget)
-    return [inputs.arranged(scaled.each_back(grads)) for scaled, grads in found]
+    return [back(inputs.arranged(scaled.each_back(grads))) for scaled, grads in found]
 
 
 def _explain(

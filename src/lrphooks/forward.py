@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lrphooks import selection, targets
+from lrphooks import probabilities, targets
 from lrphooks.engine import containers
 from lrphooks.engine.ending import gradients, interruptible
 from lrphooks.engine.errors import LRPError
@@ -112,7 +112,7 @@ def explained(
     ):
         args, keywords = inputs.enter()
         output = model(*args, **keywords)
-        yield [selection.select(output, target, inputs.rows) for target in resolved]
+        yield [probabilities.select_for_rules(output, target, inputs.rows) for target in resolved]
 
 
 def is_positional(x: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrphooks.cli import pictures
 from lrphooks.cli.command import CommandError
-from lrphooks.cli.drawing import draw
+from lrphooks.cli.drawing import Drawing, draw
 from lrphooks.cli.explaining import Explainer, Explanation, reason
 from lrphooks.cli.results import Record, Store
 
@@ -37,6 +37,8 @@ class Batch:
     store: Store
     method: str
     size: int
+    drawing: Drawing | None = None
+    save: bool = False
 
     def run(self, tasks: Iterable[tuple[Path, Path]]) -> Iterator[Record]:
         """Yield what became of each picture and its output, in order; one that fails does not stop the others.
@@ -88,16 +90,25 @@ class Batch:
             tuple(found.prediction.to_dict()),
             found.explained,
             task.notes,
+            model=self.explainer.model.name,
         )
         try:
-            drawing = draw(self.explainer.model, task.x, found, self.method)
+            drawing = draw(self.explainer.model, task.x, found, self.method, self.drawing)
+            if self.save:
+                # First, so that a PNG, by which a result is known as finished, has its arrays.
+                self.store.save_arrays(task.output, task.x, found.relevance, [each.target for each in found.explained])
             self.store.write(drawing, record, task.output, task.key)
         except CommandError as error:
-            return _failed(task.picture, str(error))
+            return _unwritten(record, str(error))
         except Exception as error:  # noqa: BLE001  as above
-            return _failed(task.picture, f"{task.picture}: {reason(error)}")
+            return _unwritten(record, f"{task.picture}: {reason(error)}")
         return record
 
 
 def _failed(picture: Path, error: str) -> Record:
     return Record(str(picture), "failed", error=error)
+
+
+def _unwritten(record: Record, error: str) -> Record:
+    """Return what was found although it could not be drawn or written, so that nobody has to find it again."""
+    return replace(record, status="failed", written=None, error=error)

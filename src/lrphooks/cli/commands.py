@@ -8,7 +8,16 @@ from pathlib import Path
 
 from lrphooks.cli.command import Command
 from lrphooks.cli.inputs import COMPARISON, ENDING
-from lrphooks.cli.options import add_composite, add_composites, add_model, add_picture, add_target, positive
+from lrphooks.cli.options import (
+    add_against,
+    add_composite,
+    add_composites,
+    add_drawing,
+    add_model,
+    add_picture,
+    add_target,
+    positive,
+)
 
 #: How many pictures explain hands to the network at once.
 BATCH = 8
@@ -29,6 +38,7 @@ def _explain(command: argparse.ArgumentParser) -> None:
     )
     add_composite(command)
     add_target(command, several=True)
+    add_against(command)
     command.add_argument(
         "--output",
         type=Path,
@@ -50,6 +60,12 @@ def _explain(command: argparse.ArgumentParser) -> None:
         help=f"how many pictures the network sees at once; default: {BATCH}",
     )
     command.add_argument("--json", action="store_true", help="print a line of JSON for each picture, and nothing else")
+    command.add_argument(
+        "--save",
+        choices=("npz",),
+        help="write relevance (targets, C, H, W), targets and input beside each PNG, as arrays of numpy",
+    )
+    add_drawing(command)
     add_model(command)
 
 
@@ -191,8 +207,8 @@ COMMANDS: tuple[Command, ...] = (
         "stream",
         help="explain a video or a camera, frame after frame",
         description="Explain a video or a camera, frame after frame, as fast as the model goes. Prints the prediction "
-        "and how many frames a second were explained, and writes each frame beside its heatmap. Needs the extra: pip "
-        "install 'lrphooks[video]'.",
+        "and how many frames a second were explained, and writes each frame beside its heatmap. Needs the package "
+        "opencv-python-headless.",
         arguments=_stream,
     ),
     Command(

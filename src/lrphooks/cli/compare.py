@@ -10,7 +10,7 @@ from lrphooks.cli.drawing import draw_methods
 from lrphooks.cli.explaining import Explainer
 from lrphooks.cli.inputs import COMPARISON
 from lrphooks.cli.output import emit
-from lrphooks.cli.results import save
+from lrphooks.cli.results import make_folder, save
 from lrphooks.cli.subject import subject_of
 
 
@@ -26,6 +26,8 @@ def run(options: argparse.Namespace) -> int:
         if isinstance(explanation, CommandError):
             raise CommandError(f"{each.text}: {explanation}")
         found.append(explanation)
+    if inputs.output_file(options.output) is None:
+        make_folder(output.parent)
     save(draw_methods(subject.model, subject.x, found, [each.text for each in methods]), output)
     for line in subject.lines(options):
         emit(line)

@@ -27,6 +27,7 @@ from lrphooks.cli.progress import progress
 from lrphooks.cli.results import fingerprint
 from lrphooks.engine.errors import UnmatchedError
 from lrphooks.evaluation import Blur, Metric, Result, SymmetricRelevanceGain, difference
+from lrphooks.extras import install
 from lrphooks.models import PictureModel
 
 BATCH = 16
@@ -94,9 +95,10 @@ class Kept:
 def run(options: argparse.Namespace) -> int:
     """Measure how faithful composites are."""
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib. Install the extra: pip install 'lrphooks[plot]'")
+        raise UsageError(f"--plot needs matplotlib. Install it: {install('plot')}.")
     found = inputs.find(options.pictures)
     kept = Kept.of(options.results)
+    arguments.choose_model(options, [item.path for item in found.items])
     model = arguments.model_of(options)
     methods = arguments.composites_of(options)
     judged: dict[str, list[dict[str, Any]]] = {each.text: [] for each in methods}

@@ -11,6 +11,7 @@ from lrphooks import __version__
 from lrphooks.cli import arguments, inputs, signals
 from lrphooks.cli.batch import Batch
 from lrphooks.cli.command import FAILURE, SUCCESS
+from lrphooks.cli.drawing import Drawing, check_colours
 from lrphooks.cli.explaining import Explainer
 from lrphooks.cli.printing import printer_for
 from lrphooks.cli.progress import progress
@@ -21,6 +22,7 @@ def run(options: argparse.Namespace) -> int:
     """Explain pictures, and write and print what was found."""
     arguments.check_picture_given(options, options.pictures)
     found = inputs.find(options.pictures or [str(arguments.sample())])
+    arguments.choose_model(options, [item.path for item in found.items] if options.pictures else [])
     output = options.output if options.pictures else options.output or Path()
     outputs = inputs.outputs(found, output)
     model = arguments.model_of(options)
@@ -28,7 +30,11 @@ def run(options: argparse.Namespace) -> int:
     chosen = inputs.output_file(options.output) is not None
     # A single picture is always explained: whoever asks for one wants it now.
     store = Store(_settings(options, explainer), again=options.again, chosen=chosen, resumed=found.many)
-    batch = Batch(explainer, store, options.composite.text, model.rows or options.batch_size)
+    drawing = Drawing(options.style, options.colours, options.percentile, options.scale)
+    check_colours(options.colours)
+    batch = Batch(
+        explainer, store, options.composite.text, model.rows or options.batch_size, drawing, options.save is not None
+    )
     printer = printer_for(options, explainer, found)
     tally = {"explained": 0, "kept": 0, "failed": 0}
     try:
@@ -64,4 +70,7 @@ def _settings(options: argparse.Namespace, explainer: Explainer) -> dict[str, An
         "percentile": model.percentile,
         "composite": f"{options.composite.text}: {explainer.composite!r}",
         "target": options.target,
+        "against": options.against,
+        "drawing": [options.style, options.colours, options.percentile, options.scale],
+        "save": options.save,
     }

@@ -16,6 +16,7 @@ from lrphooks.cli.methods import Explaining, conserves
 from lrphooks.cli.predictions import Prediction, predict, targets_of
 from lrphooks.cli.results import Explained
 from lrphooks.models import PictureModel
+from lrphooks.targets import AgainstOthers, Target
 
 
 @final
@@ -36,6 +37,7 @@ class Explainer:
     model: PictureModel
     composite: Explaining
     target: str | None
+    against: int | None = None
 
     def explain(self, inputs: Sequence[Tensor]) -> list[Explanation | CommandError]:
         """Return for each input, shape (1, C, H, W), what was found, or why nothing was.
@@ -69,7 +71,7 @@ class Explainer:
             x = torch.cat((x, x[-1:].expand(rows - len(x), -1, -1, -1)))
         predictions = predict(self.model, x)
         targets = [targets_of(self.target, prediction) for prediction in predictions]
-        columns = [torch.tensor(column, device=x.device) for column in zip(*targets, strict=True)]
+        columns = [self._asked(column, x.device) for column in zip(*targets, strict=True)]
         found = lrp_targets(self.model.network, x, columns, self.composite)
         return [
             self._explanation(prediction, chosen, [relevance[row].detach().cpu() for relevance in found])
@@ -80,10 +82,24 @@ class Explainer:
         explained = []
         for target, values in zip(targets, relevance, strict=True):
             # In float64: float32 terms would round the sum.
-            output, total = float(prediction.outputs[target]), float(values.double().sum())
+            output, total = self._output(prediction, target), float(values.double().sum())
             absorbed = output - total if conserves(self.composite) else None
-            explained.append(Explained(target, prediction.describe(target), output, total, absorbed))
+            name = prediction.describe(target)
+            if self.against is not None:
+                name += f" against the {self.against} strongest others"
+            explained.append(Explained(target, name, output, total, absorbed))
         return Explanation(prediction, tuple(explained), tuple(relevance))
+
+    def _asked(self, classes: tuple[int, ...], device: torch.device) -> Target:
+        """Return what is explained of each row: its class, or this against others."""
+        if self.against is None:
+            return torch.tensor(classes, device=device)
+        return AgainstOthers(classes, strongest=self.against)
+
+    def _output(self, prediction: Prediction, target: int) -> float:
+        if self.against is None:
+            return float(prediction.outputs[target])
+        return float(AgainstOthers(target, strongest=self.against)(prediction.outputs.unsqueeze(0)))
 
 
 def reason(error: Exception) -> str:

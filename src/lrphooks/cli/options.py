@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from lrphooks.cli.command import UsageError
 #: The rules where none are named, and those that are set beside each other.
 DEFAULT = "EpsilonPlus"
 SEVERAL = ("EpsilonPlus", "EpsilonPlusFlat", "EpsilonGammaBox", "EpsilonAlpha2Beta1Flat", "AttnLRP")
-#: How models are named (see :data:`lrphooks.models.SOURCES`), and the packaged one.
+#: How models are named (see :data:`lrphooks.models.SOURCES`): the packaged one, one for photographs, others.
 MODELS = ("digits", "efficientnet-lite0", "torchvision:NAME", "timm:NAME", "PATH.pt2", "MODULE:FACTORY")
-DIGITS = MODELS[0]
+DIGITS, PHOTOGRAPHS = MODELS[:2]
+#: How pictures and relevance are drawn together.
+STYLES = ("side", "overlay", "heatmap")
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
@@ -21,9 +24,9 @@ def add_model(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("the model")
     group.add_argument(
         "--model",
-        default=DIGITS,
         metavar="NAME",
-        help=f"one of {', '.join(MODELS)}; lrphooks models tells more; default: {DIGITS}",
+        help=f"one of {', '.join(MODELS)}; lrphooks models tells more; default: {PHOTOGRAPHS} for a photograph, "
+        f"{DIGITS} for what is drawn on one tone",
     )
     group.add_argument(
         "--weights",
@@ -79,6 +82,66 @@ def add_target(command: argparse.ArgumentParser, *, several: bool) -> None:
         metavar="CLASS",
         help=f"the class to explain, by its number or name{more}; default: the predicted one",
     )
+
+
+def add_against(command: argparse.ArgumentParser) -> None:
+    """Add the argument that sets a class against others."""
+    command.add_argument(
+        "--against",
+        type=positive,
+        metavar="N",
+        help="explain the class against the mean of the N strongest others, which tells it from what it could be taken "
+        "for; default: the class by itself",
+    )
+
+
+def add_drawing(command: argparse.ArgumentParser) -> None:
+    """Add the arguments that say how relevance is drawn."""
+    group = command.add_argument_group("the drawing")
+    group.add_argument(
+        "--style",
+        choices=STYLES,
+        default=STYLES[0],
+        help=f"the picture beside its relevance, below it, or the relevance alone; default: {STYLES[0]}",
+    )
+    group.add_argument(
+        "--colours",
+        metavar="NAME",
+        help="a colour map of two sides, such as fire-ice, or of matplotlib by name; default: red-blue",
+    )
+    group.add_argument(
+        "--percentile",
+        type=_percentile,
+        metavar="P",
+        help="the full colour stands for this percentile of the absolute relevance; default: the model's own",
+    )
+    group.add_argument(
+        "--scale",
+        type=_scale,
+        metavar="R",
+        help="the full colour stands for this relevance, so that pictures can be compared; default: by --percentile",
+    )
+
+
+def _percentile(text: str) -> float:
+    value = _number(text)
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is no percentile: it must be above 0 and at most 100")
+    return value
+
+
+def _scale(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no scale: it must be a number above 0")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def add_picture(command: argparse.ArgumentParser) -> None:

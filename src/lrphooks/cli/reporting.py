@@ -26,12 +26,12 @@ def field(name: str, value: str) -> str:
 
 
 def of_model(model: PictureModel, name: str) -> list[str]:
-    """Return which model it is, where its weights are from, and what is done to pictures; the packaged one needs none.
+    """Return which model it is, where its weights are from, and what is done to pictures.
 
     ``name`` is what was given as --model.
     """
     if name == DIGITS and model.notes == PACKAGED:
-        return []
+        return [field("model", f"{name}, which comes with the package")]
     return [
         field("model", name),
         *(field("weights", note) for note in model.notes),

@@ -7,11 +7,12 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 from torch.nn.parameter import is_lazy
@@ -23,7 +24,7 @@ from lrphooks.models import PictureModel
 #: The text within the PNG that holds the result.
 CHUNK = "lrphooks"
 #: To be raised when the drawing or the record changes, so that older results are made again.
-LAYOUT = 1
+LAYOUT = 2
 _WHAT = "the heatmap"
 
 
@@ -58,6 +59,7 @@ class Record:
     explained: tuple[Explained, ...] = ()
     notes: tuple[str, ...] = ()
     error: str | None = None
+    model: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain data, ready for JSON."""
@@ -124,6 +126,24 @@ class Store:
                 "--output, or give --again to overwrite it."
             )
         return None
+
+    def save_arrays(
+        self, output: Path, x: torch.Tensor, relevance: Sequence[torch.Tensor], targets: Sequence[int]
+    ) -> None:
+        """Write targets, relevance and input beside a result, as arrays of numpy (.npz).
+
+        Raises
+        ------
+        CommandError
+            If they cannot be written.
+        """
+        content = io.BytesIO()
+        stacked = torch.stack([each.detach().cpu().float() for each in relevance]).numpy()
+        given = x[0].detach().cpu().float().numpy()
+        np.savez_compressed(content, targets=np.array(targets), relevance=stacked, input=given)
+        if not self.chosen:
+            make_folder(output.parent)
+        files.write(output.with_suffix(".npz"), content.getvalue(), "the relevance", "--output")
 
     def write(self, drawing: Image.Image, record: Record, output: Path, key: Mapping[str, Any]) -> None:
         """Write a result as a whole or not at all; ``key`` is its :meth:`key`.

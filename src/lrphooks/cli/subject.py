@@ -50,6 +50,7 @@ def subject_of(options: argparse.Namespace) -> Subject:
     arguments.check_picture_given(options, options.image)
     path = options.image or arguments.sample()
     read = pictures.read(path)
+    arguments.choose_model(options, [path] if options.image else [])
     model = arguments.model_of(options)
     if model.rows not in (None, 1):
         raise CommandError(

@@ -16,6 +16,7 @@ from PIL import Image
 from lrphooks.cli import files
 from lrphooks.cli.command import CommandError, UsageError
 from lrphooks.cli.results import make_folder, save
+from lrphooks.extras import install
 
 #: The codec for each container that can be written.
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
@@ -30,7 +31,7 @@ def opencv() -> Any:
     except ImportError as error:
         raise CommandError(
             f"lrphooks stream needs the Python package opencv-python-headless, which could not be imported ({error}). "
-            "Install the extra: pip install 'lrphooks[video]'"
+            f"Install it: {install('video')}."
         ) from error
 
 

@@ -139,7 +139,7 @@ class RuledLayer(Executed):
 
         layer = Layer(self.map, a, output, weight, bias, self.input_nonnegative, relu_follows, modified)
         ignores = isinstance(self.rule, LinearRule) and self.rule.bias == "ignore"
-        return layer.without_bias() if ignores else layer
+        return layer.without_bias(merged=self.merged) if ignores else layer
 
 
 def modified_weight(weight: Tensor, form: WeightForm, parameter: float) -> Tensor:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from lrphooks.layers.linear_map import LinearMap
 
+#: A difference below this many units in the last place of what it is made of is rounding, and truly 0.
+_ULPS = 4.0
+
 WeightForm = Literal["plain", "absolute", "positive", "negative", "agreeing", "raised"]
 
 
@@ -123,12 +126,21 @@ class Layer:
         """What the layer returned, so that its relevance is ``value * G``."""
         return self.output if self.given is None else self.given
 
-    def without_bias(self) -> Layer:
-        """Return the layer as a rule sees it that ignores biases."""
+    def without_bias(self, *, merged: bool) -> Layer:
+        """Return the layer as a rule sees it that ignores biases; ``merged`` tells that one is a BatchNorm's shift.
+
+        Where no input contributes, what is left of z is 0, and not what rounding made of it. That of a BatchNorm is
+        in units of its own statistics, so there the map runs once more.
+        """
         if self.bias is None:
             return self
-        bias = self.bias_like(self.bias)
-        return replace(self, output=self.output - bias, bias=None, given=self.output)
+        if merged:
+            return replace(self, output=self.map.forward(self.input, self.weight), bias=None, given=self.output)
+        bias = torch.as_tensor(self.bias_like(self.bias))
+        left = self.output - bias
+        noise = (self.output.abs() + bias.abs()) * (_ULPS * torch.finfo(left.dtype).eps)
+        left = torch.where(left.abs() > noise, left, torch.zeros_like(left))
+        return replace(self, output=left, bias=None, given=self.output)
 
     def apply(self, form: WeightForm, parameter: float = 0.0, bias: Tensor | None = None) -> Tensor:
         """Return the map of the input with the weight in another form (|a| for ``absolute``), plus ``bias``."""

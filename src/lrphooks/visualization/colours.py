@@ -12,6 +12,8 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lrphooks.extras import install
+
 Colour: TypeAlias = "tuple[int, int, int]"
 
 #: matplotlib does not say of a map that it diverges; these do, and their mirror images.
@@ -169,7 +171,7 @@ def _named_by_matplotlib(name: str) -> Any:
     except ImportError as error:
         raise ImportError(
             f"there is no colour map {name!r} here: there are {', '.join(MAPS)}. matplotlib has more, but could not "
-            f"be imported ({error}): pip install 'lrphooks[plot]'"
+            f"be imported ({error}): {install('plot')}."
         ) from error
     if name not in known:
         raise ValueError(f"there is no colour map {name!r}, neither here ({', '.join(MAPS)}) nor in matplotlib.")

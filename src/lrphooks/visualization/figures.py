@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lrphooks.extras import install
 from lrphooks.visualization.bar import FRAME
 from lrphooks.visualization.colours import Colour
 from lrphooks.visualization.image import SIDE
@@ -122,8 +123,8 @@ def part(name: str) -> Any:
         return importlib.import_module(f"matplotlib.{name}")
     except ImportError as error:
         raise ImportError(
-            f"grids and curves are drawn by matplotlib, which could not be imported ({error}). Install the extra: "
-            "pip install 'lrphooks[plot]'. Pillow alone draws heatmap, heatmaps, overlay and side_by_side."
+            f"grids and curves are drawn by matplotlib, which could not be imported ({error}). Install it: "
+            f"{install('plot')}. Pillow alone draws heatmap, heatmaps, overlay and side_by_side."
         ) from error
 
 
